@@ -1,0 +1,39 @@
+"""Learn a prior over the weights of a Bayesian neural network from many data sets; get the posterior of a new one in one pass.
+
+A **prior** is a module that hands out weights as mean + L eps, with eps standard normal.
+A **network** is a module whose call on a context returns a **Posterior**: an immutable value that can predict, be sampled, and be
+conditioned on.
+"""
+
+from bnnp import objectives
+from bnnp.checkpoint import load, save
+from bnnp.likelihoods import Bernoulli, Gaussian
+from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
+from bnnp.networks import BNNP
+from bnnp.posterior import Posterior, Predictive
+from bnnp.priors import Prior
+from bnnp.tasks import Context, Task, TaskBatch, collate
+from bnnp.training import TrainingError, TrainResult, meta_train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BNNP",
+    "Bernoulli",
+    "Context",
+    "Gaussian",
+    "NotPositiveDefiniteError",
+    "NumericalWarning",
+    "Posterior",
+    "Predictive",
+    "Prior",
+    "Task",
+    "TaskBatch",
+    "TrainResult",
+    "TrainingError",
+    "collate",
+    "load",
+    "meta_train",
+    "objectives",
+    "save",
+]

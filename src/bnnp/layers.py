@@ -1,0 +1,143 @@
+"""One amortised layer: a prior over its weights and an inference network that turns data into pseudo-observations.
+
+The inference network sees one datum at a time, [x_n, y_n], and answers with what the layer's linear map should put out there,
+and how surely. Because every datum is heard alone, the posterior is a sum over points: see `bnnp.conjugate`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bnnp.conjugate import Normal, Sites, draw_canonical, draw_fused
+from bnnp.priors import PRIORS, Factor, LayerPrior, Prior
+
+__all__ = ["ACTIVATIONS", "MAX_PRECISION", "AmortisedLinear", "features", "mlp"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "sine": torch.sin,
+}
+
+MAX_PRECISION = 1e6
+"""Upper bound of a pseudo-observation's precision, in the network's units."""
+
+
+class _Activation(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.name](x)
+
+
+def mlp(widths: Sequence[int], activation: str) -> nn.Sequential:
+    """Build a multi-layer perceptron of the given widths, with no activation after the last layer.
+
+    Example:
+        >>> mlp((2, 8, 1), "tanh")(torch.zeros(3, 2)).shape
+        torch.Size([3, 1])
+    """
+    parts: list[nn.Module] = []
+    for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
+        parts += [_Activation(activation)] * (i > 0) + [nn.Linear(d_in, d_out)]
+    return nn.Sequential(*parts)
+
+
+def features(H: Tensor) -> Tensor:
+    """Return A = [H, 1] with shape (..., d + 1): the bias is the last column."""
+    return F.pad(H, (0, 1), value=1.0)
+
+
+class AmortisedLinear(nn.Module):
+    """Hold the prior over W (d_out, d_in + 1) and the inference network g with (y~, raw) = g([x_n, y_n]).
+
+    The pseudo-noise has log sigma = raw - 2 and the precision is 1 / (sigma^2 + 1e-6), so it is bounded by 1e6.
+
+    Arguments:
+        d_in: number of inputs, without the bias.
+        d_out: number of units.
+        prior: which prior.
+        net: widths of the inference network from its input to its last hidden layer, or None for a layer without one.
+        activation: of the inference network.
+        shared_noise: one pseudo-noise for each point, shared by the units; otherwise one for each point and unit.
+        true_targets: the pseudo-observations are the data's own y, and only the noise is inferred.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        prior: Prior,
+        net: Sequence[int] | None,
+        activation: str = "relu",
+        shared_noise: bool = False,
+        true_targets: bool = False,
+    ) -> None:
+        super().__init__()
+        self.d_in, self.d_out, self.true_targets = d_in, d_out, true_targets
+        self.prior: LayerPrior = PRIORS[prior.kind](d_in, d_out, prior.scaled)
+        outputs = (0 if true_targets else d_out) + (1 if shared_noise else d_out)
+        self.net = None if net is None else mlp((*net, outputs), activation)
+
+    def pseudo_observations(self, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y~ with shape (*T, N, d_out) and the square roots of the precisions, 0 where masked.
+
+        Arguments:
+            x: inputs with shape (*T, N, d_x), in the network's units.
+            y: outputs with shape (*T, N, d_y), in the network's units.
+            mask: True = observed, with shape (*T, N).
+        """
+        if self.net is None:
+            raise ValueError("Expected a layer with an inference network. Got one without: its noise is the likelihood's own.")
+        out = self.net(torch.cat([x, y], dim=-1))
+        start = 0 if self.true_targets else self.d_out
+        pseudo_y = y if self.true_targets else out[..., :start]
+        variance = (2.0 * (out[..., start:] - 2.0)).exp()
+        return pseudo_y, mask.unsqueeze(-1) * (variance + 1.0 / MAX_PRECISION).rsqrt()
+
+    def draw(
+        self,
+        A: Tensor,
+        pseudo_y: Tensor,
+        root_prec: Tensor,
+        num_samples: int,
+        normal: Normal,
+        canonical: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw W from its posterior given features A.
+
+        Arguments:
+            A: features with shape (Sa, T, N, p), Sa = S, or 1 where they do not depend on the sample.
+            pseudo_y: pseudo-observations with shape (T, N, d_out).
+            root_prec: square roots of their precisions with shape (T, N, d_out) or (T, N, 1).
+            num_samples: S.
+            normal: source of standard normal numbers.
+            canonical: draw as `draw_canonical` does; otherwise as `draw_fused`.
+            dtype: precision of the factorisations.
+
+        Returns:
+            W with shape (S, T, d_out, p) and the KL divergence with shape (Sa, T).
+        """
+        factor = self.prior.factor()
+        how = draw_canonical if canonical else draw_fused
+        eps, kl = how(factor, A, self.sites(A, pseudo_y, root_prec), num_samples, normal, dtype)
+        return self.weights(eps, factor), kl
+
+    def sites(self, A: Tensor, pseudo_y: Tensor, root_prec: Tensor) -> Sites:
+        """Return the pseudo-observations as residuals from the prior mean."""
+        return Sites(pseudo_y - A @ self.prior.mean.mT, root_prec.expand(*A.shape[:1], *root_prec.shape))
+
+    def weights(self, eps: Tensor, factor: Factor | None = None) -> Tensor:
+        """Return W = mean + L eps with shape (..., d_out, p), where the parameters are and in their precision."""
+        mean = self.prior.mean
+        return mean + (factor or self.prior.factor()).apply(eps.to(mean.dtype).to(mean.device))

@@ -1,0 +1,298 @@
+"""Priors over weights, each as mean + L eps with eps standard normal.
+
+A `Factor` is the linear map L of one layer; it knows how features pass through it, and nothing else needs to know its
+structure. A `LayerPrior` is the module that owns the learned numbers and hands out a mean and a `Factor`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "PRIORS",
+    "DenseFactor",
+    "Diagonal",
+    "DiagonalFactor",
+    "Factor",
+    "LayerPrior",
+    "NetworkPrior",
+    "PerUnit",
+    "Prior",
+    "Shared",
+]
+
+
+class Factor(ABC):
+    """Be the map L in w = mean + L eps, for the U blocks of a layer (U = d_out, or 1 where the units share one factor)."""
+
+    rank: int
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors of the factor, each with the blocks first."""
+
+    @abstractmethod
+    def rebuild(self, *tensors: Tensor) -> Factor:
+        """Return a factor of this structure on other tensors."""
+
+    @abstractmethod
+    def project(self, A: Tensor) -> Tensor:
+        """Return A L with shape (*B, N, U, k) for features A with shape (*B, N, p)."""
+
+    @abstractmethod
+    def apply(self, eps: Tensor) -> Tensor:
+        """Return L eps with shape (..., d, p) for eps with shape (..., d, k)."""
+
+    @property
+    def blocks(self) -> int:
+        """Return the number of blocks U."""
+        return self.tensors[0].shape[0]
+
+    def slice(self, start: int, stop: int) -> Factor:
+        """Return the factor of the blocks from `start` to `stop`; a shared factor is its own slice."""
+        return self if self.blocks == 1 else self.rebuild(*(t[start:stop] for t in self.tensors))
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalFactor(Factor):
+    """Be L = diag(s), with s of shape (U, p)."""
+
+    s: Tensor
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """Return k = p."""
+        return self.s.shape[-1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return (s,)."""
+        return (self.s,)
+
+    def rebuild(self, *tensors: Tensor) -> DiagonalFactor:
+        """Return a diagonal factor on other scales."""
+        return DiagonalFactor(*tensors)
+
+    def project(self, A: Tensor) -> Tensor:
+        """Return A diag(s), at a cost of N k."""
+        return A.unsqueeze(-2) * self.s
+
+    def apply(self, eps: Tensor) -> Tensor:
+        """Return s * eps."""
+        return self.s * eps
+
+
+@dataclass(frozen=True, eq=False)
+class DenseFactor(Factor):
+    """Be any L of shape (U, p, k)."""
+
+    L: Tensor
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """Return k."""
+        return self.L.shape[-1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return (L,)."""
+        return (self.L,)
+
+    def rebuild(self, *tensors: Tensor) -> DenseFactor:
+        """Return a dense factor on another L."""
+        return DenseFactor(*tensors)
+
+    def project(self, A: Tensor) -> Tensor:
+        """Return A L for all blocks in one matrix product, at a cost of N k p a block."""
+        U, p, k = self.L.shape
+        joined = self.L.permute(1, 0, 2).reshape(p, U * k)
+        return (A @ joined).unflatten(-1, (U, k))
+
+    def apply(self, eps: Tensor) -> Tensor:
+        """Return L eps, unit by unit."""
+        if self.L.shape[0] == 1:
+            return eps @ self.L[0].mT
+        return torch.einsum("upk,...uk->...up", self.L, eps)
+
+
+class LayerPrior(nn.Module, ABC):
+    """Hold the prior over the weights W (d_out, p) of one layer: rows mean_u + L_u eps_u, bias in the last column.
+
+    Arguments:
+        d_in: number of inputs, without the bias.
+        d_out: number of units.
+        scaled: start at covariance I / p, the usual fan-in scaling; otherwise at I.
+    """
+
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
+        super().__init__()
+        self.d_in, self.d_out, self.p, self.scaled = d_in, d_out, d_in + 1, scaled
+        # Learned numbers are relative to this scale, so that one learning rate serves every width.
+        self.unit = 1.0 / math.sqrt(self.p) if scaled else 1.0
+        self.relative_mean = nn.Parameter(torch.zeros(d_out, self.p))
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the prior mean with shape (d_out, p)."""
+        return self.unit * self.relative_mean
+
+    @abstractmethod
+    def factor(self) -> Factor:
+        """Return L."""
+
+    @abstractmethod
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of L."""
+
+    def dense_factor(self) -> Tensor:
+        """Return L written out, with shape (d_out, p, k)."""
+        factor = self.factor()
+        eye = torch.eye(self.p, dtype=self.relative_mean.dtype, device=self.relative_mean.device)
+        return factor.project(eye).transpose(0, 1).expand(self.d_out, -1, -1)
+
+    def covariance(self) -> Tensor:
+        """Return L L^T of each unit, with shape (d_out, p, p)."""
+        L = self.dense_factor()
+        return L @ L.mT
+
+    def rsample(self, eps: Tensor) -> Tensor:
+        """Return weights mean + L eps with shape (..., d_out, p) for eps with shape (..., d_out, k)."""
+        return self.mean + self.factor().apply(eps)
+
+
+class Diagonal(LayerPrior):
+    """Hold independent weights: L = diag(s), learned as mean and log s (the paper's weightwise prior).
+
+    Example:
+        >>> Diagonal(3, 2).covariance()[0].diagonal()
+        tensor([0.2500, 0.2500, 0.2500, 0.2500], grad_fn=<DiagonalBackward0_copy>)
+    """
+
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
+        super().__init__(d_in, d_out, scaled)
+        self.log_scale = nn.Parameter(torch.zeros(d_out, self.p))
+
+    def factor(self) -> DiagonalFactor:
+        """Return diag(s)."""
+        return DiagonalFactor(self.unit * self.log_scale.exp())
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Return log s."""
+        return [self.log_scale]
+
+
+class _Triangular(LayerPrior):
+    """Hold lower triangular factors, learned as log diagonal and strict lower triangle."""
+
+    def __init__(self, d_in: int, d_out: int, scaled: bool, blocks: int) -> None:
+        super().__init__(d_in, d_out, scaled)
+        self.log_diagonal = nn.Parameter(torch.zeros(blocks, self.p))
+        self.strict_lower = nn.Parameter(torch.zeros(blocks, self.p, self.p))
+
+    def factor(self) -> DenseFactor:
+        """Return the lower triangular factors."""
+        return DenseFactor(self.unit * (self.strict_lower.tril(-1) + torch.diag_embed(self.log_diagonal.exp())))
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Return the log diagonal and the strict lower triangle."""
+        return [self.log_diagonal, self.strict_lower]
+
+
+class PerUnit(_Triangular):
+    """Hold one full covariance for each unit (the paper's unitwise prior, its default).
+
+    Cost of conditioning: one factorisation per unit, task and sample.
+
+    Example:
+        >>> PerUnit(3, 2).covariance().shape
+        torch.Size([2, 4, 4])
+    """
+
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
+        super().__init__(d_in, d_out, scaled, blocks=d_out)
+
+
+class Shared(_Triangular):
+    """Hold one full covariance for each layer, the same for all its units; the means differ.
+
+    With one noise per point (`shared_noise=True`) conditioning needs one factorisation per task and sample, not one per unit.
+
+    Example:
+        >>> Shared(3, 2).factor().blocks
+        1
+    """
+
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
+        super().__init__(d_in, d_out, scaled, blocks=1)
+
+
+PRIORS: dict[str, type[LayerPrior]] = {"diagonal": Diagonal, "per_unit": PerUnit, "shared": Shared}
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Say which prior a network has, and what of it is learned.
+
+    Arguments:
+        kind: "diagonal", "per_unit" or "shared".
+        scaled: start at covariance I / p (fan-in), otherwise at I.
+        learn_mean: whether the means are learned.
+        learn_scale: whether the factors L are learned.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    Example:
+        >>> Prior("diagonal", learn_mean=False)
+        Prior(kind='diagonal', scaled=True, learn_mean=False, learn_scale=True)
+    """
+
+    kind: str = "per_unit"
+    scaled: bool = True
+    learn_mean: bool = True
+    learn_scale: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in PRIORS:
+            raise ValueError(f"Expected a prior among {', '.join(sorted(PRIORS))}. Got {self.kind!r}.")
+
+
+class NetworkPrior:
+    """Look at the priors of all layers of a network as one, and decide what of them is learned.
+
+    Arguments:
+        layers: the layers' priors, from the input side.
+    """
+
+    def __init__(self, layers: Sequence[LayerPrior]) -> None:
+        self.layers = tuple(layers)
+
+    def __iter__(self) -> Iterator[LayerPrior]:
+        """Iterate over the layers' priors."""
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        """Return the number of layers."""
+        return len(self.layers)
+
+    def means(self) -> list[nn.Parameter]:
+        """Return the parameters of the means."""
+        return [layer.relative_mean for layer in self.layers]
+
+    def scales(self) -> list[nn.Parameter]:
+        """Return the parameters of the factors L."""
+        return [parameter for layer in self.layers for parameter in layer.scale_parameters()]
+
+    def learn(self, mean: bool = True, scale: bool = True) -> None:
+        """Say whether means and scales get gradients from now on; `learn(False, False)` freezes the prior."""
+        for parameter in self.means():
+            parameter.requires_grad_(mean)
+        for parameter in self.scales():
+            parameter.requires_grad_(scale)

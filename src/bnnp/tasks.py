@@ -1,0 +1,356 @@
+"""Data sets as the package sees them: padded, masked, checked once.
+
+A task is one data set (x, y). Tasks of different sizes are laid side by side in tensors with axes tasks, points, units and a
+mask that is True where a point was observed. Every shape and value check of user data is in this file; behind it nothing is
+checked again. Masked entries are set to zero on entry, so whatever stood in the padding can reach neither value nor gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Array", "Context", "Task", "TaskBatch", "as_tasks", "check_inputs", "collate", "make_context", "split"]
+
+Array = Tensor | np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Hold T data sets of up to N points as padded tensors.
+
+    Arguments:
+        x: inputs with shape (T, N, d_x), zero where masked.
+        y: outputs with shape (T, N, d_y), zero where masked.
+        mask: True where a point was observed, with shape (T, N).
+
+    Example:
+        >>> Context.empty(num_tasks=3, x_dim=2, y_dim=1).counts
+        tensor([0, 0, 0])
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def empty(num_tasks: int, x_dim: int, y_dim: int, like: Tensor | None = None) -> Context:
+        """Return `num_tasks` data sets without a point, on the device and in the dtype of `like`."""
+        base = torch.zeros(()) if like is None else like
+        mask = torch.zeros(num_tasks, 0, dtype=torch.bool, device=base.device)
+        return Context(base.new_zeros(num_tasks, 0, x_dim), base.new_zeros(num_tasks, 0, y_dim), mask)
+
+    @property
+    def num_tasks(self) -> int:
+        """Return the number of tasks T."""
+        return self.x.shape[0]
+
+    @property
+    def counts(self) -> Tensor:
+        """Return the number of observed points of each task, with shape (T,)."""
+        return self.mask.sum(-1)
+
+    def to(self, *args: Any, **kwargs: Any) -> Context:
+        """Move inputs and outputs as `Tensor.to` does; the mask follows the device only."""
+        x = self.x.to(*args, **kwargs)
+        return Context(x, self.y.to(*args, **kwargs), self.mask.to(x.device))
+
+    def join(self, other: Context) -> Context:
+        """Return the tasks with the points of both, those of `self` first."""
+        return Context(
+            torch.cat([self.x, other.x], dim=1),
+            torch.cat([self.y, other.y], dim=1),
+            torch.cat([self.mask, other.mask], dim=1),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TaskBatch:
+    """Hold a batch of tasks cut in two: what is conditioned on, and what is predicted.
+
+    Arguments:
+        context: the points that the posterior sees.
+        target: the points that it is asked about, for the same tasks in the same order.
+    """
+
+    context: Context
+    target: Context
+
+    def to(self, *args: Any, **kwargs: Any) -> TaskBatch:
+        """Move both halves as `Tensor.to` does."""
+        return TaskBatch(self.context.to(*args, **kwargs), self.target.to(*args, **kwargs))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Hold one checked data set: x with shape (n, d_x) and y with shape (n, d_y), both on the CPU.
+
+    Example:
+        >>> x, y = Task(torch.zeros(4, 2), torch.zeros(4, 1))
+        >>> x.shape
+        torch.Size([4, 2])
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of points."""
+        return self.x.shape[0]
+
+    def __iter__(self) -> Any:
+        """Unpack as `x, y = task`."""
+        return iter((self.x, self.y))
+
+
+def _as_tensor(value: Any, name: str, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        try:
+            array = np.asarray(value)
+            tensor = torch.as_tensor(array)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"Expected {name} as a tensor or array of numbers. Got {type(value).__name__}: {error}. "
+                "Encode categories as numbers and give every point the same number of columns."
+            ) from None
+    if tensor.is_complex():
+        raise TypeError(f"Expected real numbers in {name}. Got {tensor.dtype}.")
+    if dtype is None:
+        dtype = tensor.dtype if tensor.is_floating_point() else torch.get_default_dtype()
+    return tensor.to(dtype)
+
+
+def _with_columns(tensor: Tensor, name: str, dim: int | None, axes: int) -> Tensor:
+    """Give `tensor` its last axis of units and check its width; `axes` is the number of axes it should have."""
+    if tensor.ndim == axes - 1 and dim in (None, 1):
+        tensor = tensor.unsqueeze(-1)
+    layout = "(points, columns)" if axes == 2 else "(tasks, points, columns)"
+    if tensor.ndim != axes:
+        raise ValueError(f"Expected {name} with {axes} axes, {layout}. Got shape {tuple(tensor.shape)}.")
+    if dim is not None and tensor.shape[-1] != dim:
+        raise ValueError(
+            f"Expected {name} with {dim} columns, {layout}. Got shape {tuple(tensor.shape)}, "
+            f"so {tensor.shape[-1]} columns. Check which axis holds the columns, and the x_dim and y_dim of the model."
+        )
+    return tensor
+
+
+def _check_finite(tensor: Tensor, name: str, mask: Tensor | None = None) -> None:
+    bad = ~tensor.isfinite()
+    if mask is not None:
+        bad = bad & mask.unsqueeze(-1)
+    if bool(bad.any()):
+        where = tuple(int(i) for i in bad.nonzero()[0])
+        value = float(tensor[where])
+        raise ValueError(
+            f"Expected finite numbers in {name}. Got {value} at index {where}, {int(bad.sum())} such entries in all. "
+            "Drop these points, or mask them (mask=False) where a batch with a mask is given."
+        )
+
+
+def check_inputs(x: Any, dim: int, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Check inputs alone: finite, with `dim` columns; return shape (n, dim) or (T, n, dim).
+
+    Raises:
+        ValueError: the shape does not fit or an entry is not finite.
+        TypeError: it is not an array of numbers.
+    """
+    tensor = _as_tensor(x, name, dtype).to(device)
+    tensor = _with_columns(tensor, name, dim, 3 if tensor.ndim == 3 else 2)
+    _check_finite(tensor, name)
+    return tensor
+
+
+def _check_mask(mask: Any, shape: tuple[int, ...], name: str) -> Tensor:
+    tensor = mask if isinstance(mask, Tensor) else torch.as_tensor(np.asarray(mask))
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"Expected {name} as booleans, True where a point was observed. Got {tensor.dtype}.")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"Expected {name} with shape {shape}, one entry per point. Got shape {tuple(tensor.shape)}. "
+            "A mask has the axes (tasks, points), without columns."
+        )
+    return tensor
+
+
+def make_context(
+    x: Any,
+    y: Any,
+    mask: Any = None,
+    *,
+    x_dim: int,
+    y_dim: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    name: str = "c",
+) -> tuple[Context, bool]:
+    """Check one data set (n, d) or a batch (T, N, d) and return it as a `Context`.
+
+    Arguments:
+        x: inputs with shape (n, d_x) or (T, N, d_x); (n,) is taken as one column.
+        y: outputs likewise.
+        mask: booleans with shape (n,) or (T, N), True = observed; everything is observed where it is not given.
+        x_dim: expected d_x.
+        y_dim: expected d_y.
+        dtype: precision of the result; that of x where it is not given.
+        device: where the result is; that of x where it is not given.
+        name: suffix in error messages, "c" for context and "t" for target.
+
+    Returns:
+        The context, and whether one data set came without a task axis.
+
+    Raises:
+        ValueError: shapes that do not fit, or an observed entry that is not finite.
+        TypeError: something that is not an array of numbers, or a mask that is not boolean.
+
+    Example:
+        >>> context, single = make_context(np.zeros((5, 2)), np.zeros(5), x_dim=2, y_dim=1)
+        >>> context.x.shape, single
+        (torch.Size([1, 5, 2]), True)
+    """
+    xs, ys = _as_tensor(x, f"x{name}", dtype), _as_tensor(y, f"y{name}", dtype)
+    device = xs.device if device is None else device
+    xs, ys = xs.to(device), ys.to(device)
+    single = xs.ndim < 3 and not (xs.ndim == 2 and ys.ndim == 3)
+    axes = 2 if single else 3
+    xs, ys = _with_columns(xs, f"x{name}", x_dim, axes), _with_columns(ys, f"y{name}", y_dim, axes)
+    if xs.shape[:-1] != ys.shape[:-1]:
+        raise ValueError(
+            f"Expected x{name} and y{name} with the same points. Got shapes {tuple(xs.shape)} and {tuple(ys.shape)}: "
+            f"{xs.shape[-2]} inputs for {ys.shape[-2]} outputs."
+        )
+    keep = None if mask is None else _check_mask(mask, tuple(xs.shape[:-1]), f"mask_{name}").to(device)
+    _check_finite(xs, f"x{name}", keep)
+    _check_finite(ys, f"y{name}", keep)
+    if single:
+        xs, ys, keep = xs.unsqueeze(0), ys.unsqueeze(0), None if keep is None else keep.unsqueeze(0)
+    if keep is None:
+        return Context(xs, ys, torch.ones(xs.shape[:-1], dtype=torch.bool, device=device)), single
+    zero = xs.new_zeros(())
+    return Context(torch.where(keep.unsqueeze(-1), xs, zero), torch.where(keep.unsqueeze(-1), ys, zero), keep), single
+
+
+def as_tasks(tasks: Any, x_dim: int, y_dim: int, dtype: torch.dtype, name: str = "tasks", least: int = 2) -> list[Task]:
+    """Check a collection of data sets and return them as a list of `Task`.
+
+    Arguments:
+        tasks: a sequence of pairs (x, y), each with shapes (n, d_x) and (n, d_y), of any sizes.
+        x_dim: expected d_x.
+        y_dim: expected d_y.
+        dtype: precision of the result.
+        name: what the collection is called in error messages.
+        least: the smallest number of points a task may have.
+
+    Raises:
+        ValueError: fewer than two tasks where many are expected, a task that does not fit, one that is too small.
+        TypeError: it is not a sequence of pairs.
+
+    Example:
+        >>> [len(task) for task in as_tasks([(np.zeros((3, 1)), np.zeros(3))], 1, 1, torch.float32)]
+        [3]
+    """
+    if isinstance(tasks, Tensor | np.ndarray) or not isinstance(tasks, Sequence):
+        raise TypeError(
+            f"Expected {name} as a list of pairs (x, y), one pair per data set. Got {type(tasks).__name__}. A single table "
+            "holds many tasks where it has many subjects, days or windows: cut it into one pair for each."
+        )
+    if len(tasks) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in tasks):
+        raise ValueError(
+            f"Expected {name} as a list of pairs (x, y), one pair per data set. Got one pair of arrays, so a single data "
+            "set: a prior is learned from many. Cut the data into tasks (subjects, days, windows) and pass [(x1, y1), (x2, y2), ...]."
+        )
+    checked = []
+    for i, task in enumerate(tasks):
+        try:
+            x, y = task
+        except (TypeError, ValueError):
+            raise TypeError(f"Expected {name}[{i}] as a pair (x, y). Got {type(task).__name__}.") from None
+        try:
+            context, _ = make_context(x, y, x_dim=x_dim, y_dim=y_dim, dtype=dtype, device=torch.device("cpu"), name="")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}[{i}]: {error}") from None
+        if context.num_tasks != 1:
+            raise ValueError(f"{name}[{i}]: Expected one data set, x with shape (n, {x_dim}). Got shape {tuple(context.x.shape)}.")
+        if context.x.shape[1] < least:
+            raise ValueError(
+                f"{name}[{i}]: Expected at least {least} points, one for the context and one for the target. "
+                f"Got {context.x.shape[1]}. Leave such tasks out of meta-training; they can be conditioned on afterwards."
+            )
+        checked.append(Task(context.x[0], context.y[0]))
+    return checked
+
+
+def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torch.device | None = None) -> Context:
+    """Lay checked pairs (x, y) of any sizes side by side, padded to the longest.
+
+    Arguments:
+        pairs: pairs of tensors with shapes (n, d_x) and (n, d_y); n may differ and may be 0 or 1.
+        dtype: precision of the result; that of the first x where it is not given.
+        device: where the result is; that of the first x where it is not given.
+
+    Returns:
+        A `Context` with shape (T, max n, ...).
+
+    Example:
+        >>> pairs = [(torch.ones(2, 1), torch.ones(2, 1)), (torch.ones(0, 1), torch.ones(0, 1))]
+        >>> collate(pairs).mask
+        tensor([[ True,  True],
+                [False, False]])
+    """
+    if len(pairs) == 0:
+        raise ValueError("Expected at least one pair (x, y) to collate. Got none.")
+    xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+    counts = torch.tensor([x.shape[0] for x in xs])
+    mask = torch.arange(int(counts.max())) < counts.unsqueeze(-1)
+    x = torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)
+    y = torch.nn.utils.rnn.pad_sequence(ys, batch_first=True)
+    return Context(x, y, mask.to(x.device)).to(device=device or x.device, dtype=dtype or x.dtype)
+
+
+def split(batch: Context, num_context: Tensor, generator: torch.Generator) -> TaskBatch:
+    """Cut each task at random in two disjoint halves.
+
+    Arguments:
+        batch: T tasks of up to N points.
+        num_context: how many points of each go into the context, with shape (T,).
+        generator: source of the random choice.
+
+    Raises:
+        ValueError: a context larger than its task.
+
+    Example:
+        >>> tasks = collate([(torch.rand(5, 1), torch.rand(5, 1))])
+        >>> split(tasks, torch.tensor([2]), torch.Generator()).target.counts
+        tensor([3])
+    """
+    counts = batch.counts.to(num_context.device)
+    if bool((num_context > counts).any()) or bool((num_context < 0).any()):
+        i = int(((num_context > counts) | (num_context < 0)).nonzero()[0])
+        raise ValueError(
+            f"Expected a context of at most {int(counts[i])} points, the size of task {i}. Got {int(num_context[i])}. "
+            "Lower the context range."
+        )
+    score = torch.rand(batch.mask.shape, generator=generator, device=generator.device).to(batch.x.device)
+    order = score.masked_fill(~batch.mask, 2.0).argsort(dim=-1)
+    take = num_context.to(batch.x.device)
+    widest, rest = int(take.max()), int((counts.to(take.device) - take).max())
+    position = torch.arange(batch.x.shape[1], device=batch.x.device)
+    first = order[:, :widest]
+    last = (order.gather(1, (position + take.unsqueeze(-1)).clamp(max=max(batch.x.shape[1] - 1, 0))))[:, :rest]
+    mask_c = position[:widest] < take.unsqueeze(-1)
+    mask_t = position[:rest] < (batch.counts - take).unsqueeze(-1)
+    return TaskBatch(_gather(batch, first, mask_c), _gather(batch, last, mask_t))
+
+
+def _gather(batch: Context, index: Tensor, mask: Tensor) -> Context:
+    keep, at = mask.unsqueeze(-1), index.unsqueeze(-1)
+    x = torch.where(keep, batch.x.gather(1, at.expand(-1, -1, batch.x.shape[-1])), batch.x.new_zeros(()))
+    y = torch.where(keep, batch.y.gather(1, at.expand(-1, -1, batch.y.shape[-1])), batch.y.new_zeros(()))
+    return Context(x, y, mask)

@@ -1,0 +1,482 @@
+"""Meta-training: learn the prior and the inference networks from a collection of tasks, in one readable loop.
+
+A step takes a few tasks, cuts each at random into context and target, and follows the gradient of the objective. Everything that
+a step depends on (parameters, optimiser, generators, the number of the step) is in `TrainState`, so a run that was stopped goes on
+bit for bit as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnnp.checkpoint import model_header, read_bundle, write_atomically, write_bundle
+from bnnp.linalg import NotPositiveDefiniteError
+from bnnp.networks import BNNP
+from bnnp.objectives import OBJECTIVES
+from bnnp.tasks import Task, TaskBatch, as_tasks, collate, split
+
+__all__ = ["TrainResult", "TrainState", "TrainingError", "meta_train"]
+
+MAX_BAD_STEPS = 10
+
+
+class TrainingError(RuntimeError):
+    """Say that training cannot go on, and what to change."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hold the settings of a run; a resumed run must have the same."""
+
+    objective: str
+    beta: float
+    steps: int
+    batch_size: int
+    num_samples: int
+    learning_rate: float
+    final_learning_rate: float
+    context: tuple[float, float] | tuple[int, int]
+    prior_mean_from_step: int
+    prior_scale_from_step: int
+    clip_norm: float | None
+    per_point: bool
+    seed: int
+    validate_every: int
+    log_every: int
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"Expected objective among {', '.join(sorted(OBJECTIVES))}. Got {self.objective!r}.")
+        for name in ("steps", "batch_size", "num_samples", "validate_every", "log_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected {name} as a positive integer. Got {value!r}.")
+        for name in ("learning_rate", "final_learning_rate", "beta"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"Expected {name} to be positive and finite. Got {value!r}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"Expected clip_norm to be positive, or None for no clipping. Got {self.clip_norm!r}.")
+        low, high = self.context
+        counts = isinstance(low, int) and isinstance(high, int)
+        if not (0 < low <= high) or (not counts and not high < 1):
+            raise ValueError(
+                "Expected context as a range of proportions such as (0.1, 0.6), each between 0 and 1, or of counts such as "
+                f"(3, 30), low to high. Got {self.context!r}."
+            )
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step: linear from the first to the last."""
+        done = step / max(self.steps - 1, 1)
+        return self.learning_rate + done * (self.final_learning_rate - self.learning_rate)
+
+
+@dataclass
+class TrainState:
+    """Hold what changes from step to step, beside the model and the optimiser."""
+
+    step: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    best_step: int = 0
+    best_score: float = -math.inf
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Report a finished run.
+
+    Arguments:
+        history: one record for each logged step, as in the log file.
+        best_step: the step whose parameters the model has now.
+        best_score: validation score there (mean log predictive density per target point), or None without validation.
+        skipped: steps that were left out because loss or gradient was not finite.
+        seconds: time spent.
+    """
+
+    history: list[dict[str, Any]]
+    best_step: int
+    best_score: float | None
+    skipped: int
+    seconds: float
+
+
+def meta_train(
+    model: BNNP,
+    tasks: Sequence[Any],
+    *,
+    validation: Sequence[Any] | float | None = None,
+    objective: str = "pp_avi",
+    beta: float = 1.0,
+    steps: int = 2000,
+    batch_size: int = 5,
+    num_samples: int = 8,
+    learning_rate: float = 3e-3,
+    final_learning_rate: float = 1e-4,
+    context: tuple[float, float] | tuple[int, int] = (0.1, 0.6),
+    prior_mean_from_step: int = 0,
+    prior_scale_from_step: int = 0,
+    clip_norm: float | None = 100.0,
+    per_point: bool = False,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 500,
+    validate_every: int | None = None,
+    log_every: int = 20,
+    keep: str = "best",
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Learn prior, inference networks and noise from many tasks.
+
+    Maximises the mean over tasks of the objective (a sum over the points of a task) with Adam and a learning rate that falls linearly.
+
+    Arguments:
+        model: trained in place; its scaling is fitted on `tasks` if it was not fitted before.
+        tasks: list of pairs (x, y) of any sizes, in the user's units.
+        validation: held-out tasks; a proportion of `tasks` to hold out; or None for no validation.
+        objective: "pp_avi", "avi", "npml" or "npvi".
+        beta: weight in the objective, for those that have one.
+        steps: number of steps.
+        batch_size: tasks a step, all processed at once.
+        num_samples: particles S.
+        learning_rate: of the first step.
+        final_learning_rate: of the last step.
+        context: how much of a task goes into the context: a range of proportions (floats) or of counts (integers). At least one
+            point is left on each side.
+        prior_mean_from_step: step from which the prior's means are learned.
+        prior_scale_from_step: step from which the prior's scales are learned.
+        clip_norm: largest norm of the gradient; longer ones are shortened to it.
+        per_point: divide each task's value by its number of points.
+        seed: of batches, splits and draws.
+        folder: where log.jsonl and checkpoints (best model, last model, training state) go; nothing is written without it.
+        checkpoint_every: steps between checkpoints; one is also written at the end and on Ctrl-C.
+        validate_every: steps between validations; a twentieth of the run where not given.
+        log_every: steps between records.
+        keep: "best": leave the model at its best validation score; "last".
+        resume: go on from the checkpoint in `folder`, if there is one.
+        progress: show a line of progress on standard error.
+
+    Returns:
+        A `TrainResult`.
+
+    Raises:
+        ValueError: tasks or settings that do not fit, or a checkpoint of another run.
+        TrainingError: ten steps in a row were not finite.
+    """
+    low, high = context
+    settings = Settings(
+        objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, (low, high),
+        prior_mean_from_step, prior_scale_from_step, clip_norm, per_point, seed, validate_every or max(1, steps // 20), log_every,
+    )  # fmt: skip
+    if keep not in ("best", "last"):
+        raise ValueError(f"Expected keep as 'best' or 'last'. Got {keep!r}.")
+    if resume and folder is None:
+        raise ValueError("Expected folder= to resume from. Got none.")
+    train, held_out = _collections(model, tasks, validation, seed)
+    _check_contexts(train + held_out, settings)
+    if not bool(model.scaling.fitted):
+        model.fit_scaling(train)
+    run = _Run(model, train, held_out, settings, None if folder is None else Path(folder), checkpoint_every, progress)
+    if resume:
+        run.resume()
+    return run.loop(keep)
+
+
+def _collections(model: BNNP, tasks: Any, validation: Any, seed: int) -> tuple[list[Task], list[Task]]:
+    train = as_tasks(tasks, model.x_dim, model.y_dim, model.dtype)
+    held_out: list[Task] = []
+    if isinstance(validation, float):
+        count = round(validation * len(train))
+        if not 0 < count < len(train):
+            raise ValueError(f"Expected validation as a proportion with tasks on both sides. Got {validation} of {len(train)} tasks.")
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+        train, held_out = [train[i] for i in order[count:]], [train[i] for i in order[:count]]
+    elif validation is not None:
+        held_out = as_tasks(validation, model.x_dim, model.y_dim, model.dtype, name="validation")
+    if len(train) < 2:
+        raise ValueError(
+            f"Expected at least 2 tasks to learn a prior from. Got {len(train)}. A single data set has to be cut into tasks "
+            "(subjects, days, windows), or conditioned on with the initial prior: model.condition(x, y)."
+        )
+    for task in (*train, *held_out):
+        model.likelihood.check(task.y)
+    return train, held_out
+
+
+def _check_contexts(tasks: list[Task], settings: Settings) -> None:
+    low = settings.context[0]
+    if isinstance(low, int):
+        smallest = min(range(len(tasks)), key=lambda i: len(tasks[i]))
+        if low >= len(tasks[smallest]):
+            raise ValueError(
+                f"Expected contexts smaller than every task. Got at least {low} context points, and a task (number {smallest}) of "
+                f"{len(tasks[smallest])}. Lower the context range, or leave out tasks that small."
+            )
+
+
+class _Run:
+    """Hold one run: the loop, its checkpoints and its log."""
+
+    def __init__(
+        self,
+        model: BNNP,
+        train: list[Task],
+        held_out: list[Task],
+        settings: Settings,
+        folder: Path | None,
+        checkpoint_every: int,
+        progress: bool,
+    ) -> None:
+        self.model, self.train, self.settings, self.folder = model, train, settings, folder
+        self.checkpoint_every, self.state = checkpoint_every, TrainState()
+        self.learned = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(self.learned, lr=settings.learning_rate)
+        self.data = torch.Generator().manual_seed(settings.seed)
+        self.noise = torch.Generator(device=_generator_device(model.device)).manual_seed(settings.seed + 1)
+        self.order: tuple[int, Tensor] | None = None
+        self.validation = self._validation(held_out)
+        self.best = {key: value.clone() for key, value in model.state_dict().items()}
+        self.bar = _Bar(settings.steps, progress)
+
+    def _validation(self, held_out: list[Task]) -> list[TaskBatch]:
+        """Cut the held-out tasks once, so that scores of different steps compare."""
+        generator = torch.Generator().manual_seed(self.settings.seed + 2)
+        size = 50
+        return [self._cut(held_out[i : i + size], generator) for i in range(0, len(held_out), size)]
+
+    def _cut(self, tasks: list[Task], generator: torch.Generator) -> TaskBatch:
+        counts = torch.tensor([len(task) for task in tasks])
+        low, high = self.settings.context
+        u = torch.rand(len(tasks), generator=generator, dtype=torch.float64)
+        if isinstance(low, int):
+            chosen = low + (u * (high - low + 1)).floor().long()
+        else:
+            chosen = ((low + u * (high - low)) * counts).round().long()
+        batch = split(collate(tasks), torch.minimum(chosen.clamp(min=1), counts - 1), generator)
+        return batch.to(self.model.device)
+
+    def _batch(self, step: int) -> TaskBatch:
+        """Return the step's tasks: each epoch visits every task once, in an order that depends on seed and epoch only."""
+        picked = []
+        for i in range(step * self.settings.batch_size, (step + 1) * self.settings.batch_size):
+            epoch, at = divmod(i, len(self.train))
+            if self.order is None or self.order[0] != epoch:
+                generator = torch.Generator().manual_seed((self.settings.seed + 3) * 1_000_003 + epoch)
+                self.order = (epoch, torch.randperm(len(self.train), generator=generator))
+            picked.append(self.train[int(self.order[1][at])])
+        return self._cut(picked, self.data)
+
+    def _objective(self, batch: TaskBatch) -> Tensor:
+        options = {"beta": self.settings.beta} if self.settings.objective in ("avi", "pp_avi") else {}
+        value = OBJECTIVES[self.settings.objective](self.model, batch, self.settings.num_samples, self.noise, **options)
+        if self.settings.per_point:
+            value = value / (batch.context.counts + batch.target.counts).to(value.device)
+        return value.mean()
+
+    def _step(self) -> tuple[float, float]:
+        """Take one step; return the objective and the gradient's norm, not finite where the step was left out."""
+        step, settings = self.state.step, self.settings
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.rate(step)
+        prior = self.model.prior
+        waiting = (prior.means() if step < settings.prior_mean_from_step else []) + (
+            prior.scales() if step < settings.prior_scale_from_step else []
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        try:
+            value = self._objective(self._batch(step))
+            (-value).backward()
+        except NotPositiveDefiniteError:
+            return math.nan, math.nan
+        for parameter in waiting:
+            parameter.grad = None
+        grads = [p.grad for p in self.learned if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        if bool(value.isfinite()) and bool(norm.isfinite()):
+            if settings.clip_norm is not None and float(norm) > settings.clip_norm:
+                for grad in grads:
+                    grad.mul_(settings.clip_norm / norm)
+            self.optimiser.step()
+        return float(value.detach()), float(norm)
+
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        """Return the mean over held-out tasks of the log predictive density per target point."""
+        if not self.validation:
+            return None
+        scores = []
+        for i, batch in enumerate(self.validation):
+            generator = torch.Generator(device=self.noise.device).manual_seed(self.settings.seed + 4 + i)
+            value = OBJECTIVES["npml"](self.model, batch, max(16, self.settings.num_samples), generator)
+            scores.append(value.cpu() / batch.target.counts.cpu())
+        return float(torch.cat(scores).mean())
+
+    def loop(self, keep: str) -> TrainResult:
+        """Run to the last step."""
+        state, settings = self.state, self.settings
+        try:
+            while state.step < settings.steps:
+                start = time.perf_counter()
+                value, norm = self._step()
+                self._count(value, norm)
+                state.step += 1
+                last = state.step == settings.steps
+                score = self._validate() if last or state.step % settings.validate_every == 0 else None
+                self._note_best(score)
+                state.seconds += time.perf_counter() - start
+                if last or score is not None or state.step % settings.log_every == 0:
+                    self._record(value, norm, score)
+                if self.folder is not None and (last or state.step % self.checkpoint_every == 0):
+                    self.save()
+        except KeyboardInterrupt:
+            if self.folder is not None:
+                self.save()
+            raise
+        finally:
+            self.bar.close()
+        if keep == "best" and self.validation:
+            self.model.load_state_dict(self.best)
+        best = None if not self.validation else state.best_score
+        return TrainResult(state.history, state.best_step if keep == "best" else state.step, best, state.skipped, state.seconds)
+
+    def _count(self, value: float, norm: float) -> None:
+        state = self.state
+        if math.isfinite(value) and math.isfinite(norm):
+            state.bad_in_a_row = 0
+            return
+        state.skipped += 1
+        state.bad_in_a_row += 1
+        if state.bad_in_a_row >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"Expected a finite objective and gradient. Got {MAX_BAD_STEPS} steps in a row without, up to step {state.step} "
+                f"(objective {value}, gradient norm {norm}). Lower learning_rate (now {self.settings.learning_rate:g}), bound the noise "
+                "(Gaussian(max_noise_std=...)), clip the gradient (clip_norm), or look for extreme values in the data. "
+                "The parameters are those of the last finite step."
+            )
+
+    def _note_best(self, score: float | None) -> None:
+        state = self.state
+        if not self.validation or (score is not None and score > state.best_score):
+            state.best_step = state.step
+            state.best_score = state.best_score if score is None else score
+            if score is not None:
+                self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
+
+    def _record(self, value: float, norm: float, score: float | None) -> None:
+        state = self.state
+        noise = self.model.noise_std
+        record = {
+            "step": state.step,
+            "objective": _plain(value),
+            "validation": None if score is None else _plain(score),
+            "gradient_norm": _plain(norm),
+            "learning_rate": self.settings.rate(state.step - 1),
+            "noise_std": None if noise is None else [_plain(float(s)) for s in noise],
+            "skipped": state.skipped,
+        }
+        state.history.append(record)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "log.jsonl", "a" if len(state.history) > 1 else "w") as file:
+                file.write(json.dumps({**record, "seconds": round(state.seconds, 3)}) + "\n")
+        self.bar.show(state.step, f"objective {value:.3f}" + ("" if score is None else f"  validation {score:.3f}"))
+
+    def save(self) -> None:
+        """Write the training state, with the last and the best parameters, and the best model on its own."""
+        assert self.folder is not None
+        tensors = {f"last.{k}": v for k, v in self.model.state_dict().items()}
+        best = self.best if self.validation else self.model.state_dict()
+        tensors |= {f"best.{k}": v for k, v in best.items()}
+        tensors |= {"generator.data": self.data.get_state(), "generator.noise": self.noise.get_state()}
+        for i, parameter in enumerate(self.learned):
+            tensors |= {f"adam.{i}.{k}": v for k, v in self.optimiser.state.get(parameter, {}).items()}
+        state = asdict(self.state)
+        state["best_score"] = _plain(self.state.best_score)
+        write_bundle(self.folder / "state", "training", {"state": state, "settings": self._settings()}, tensors)
+        header = model_header(self.model)
+        write_bundle(self.folder / "best", "model", header, best)
+        write_bundle(self.folder / "last", "model", header, self.model.state_dict())
+
+    def _settings(self) -> dict[str, Any]:
+        described = {**asdict(self.settings), "num_tasks": len(self.train), "model": self.model.config}
+        plain: dict[str, Any] = json.loads(json.dumps(described))
+        return plain
+
+    def resume(self) -> None:
+        """Take up the checkpoint in the folder, or start afresh where there is none."""
+        assert self.folder is not None
+        if not (self.folder / "state" / "training.json").exists():
+            return
+        header, tensors = read_bundle(self.folder / "state", "training")
+        here, there = self._settings(), header["settings"]
+        other = sorted(key for key in here if here[key] != there.get(key))
+        if other:
+            detail = "; ".join(f"{key} {there.get(key)!r} there and {here[key]!r} here" for key in other)
+            raise ValueError(
+                f"Expected the settings of the run in {self.folder}. Got others: {detail}. Use another folder for another run."
+            )
+        self.model.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith("last.")})
+        self.best = {k[5:]: v.to(self.model.device) for k, v in tensors.items() if k.startswith("best.")}
+        self.data.set_state(tensors["generator.data"])
+        self.noise.set_state(tensors["generator.noise"])
+        for i, parameter in enumerate(self.learned):
+            mine = {k.rsplit(".", 1)[-1]: v for k, v in tensors.items() if k.startswith(f"adam.{i}.")}
+            if mine:
+                self.optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in mine.items()}
+        state = header["state"]
+        state["best_score"] = -math.inf if state["best_score"] is None else state["best_score"]
+        self.state = TrainState(**state)
+        self._cut_log()
+
+    def _cut_log(self) -> None:
+        """Drop what was logged after the checkpoint: those steps are taken again."""
+        assert self.folder is not None
+        path = self.folder / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.state.step]
+        write_atomically(path, "".join(kept).encode())
+
+
+class _Bar:
+    """Show a line of progress on standard error, rewritten in place on a terminal."""
+
+    def __init__(self, steps: int, shown: bool) -> None:
+        self.steps, self.shown, self.start, self.last, self.first = steps, shown, time.monotonic(), 0.0, -1
+
+    def show(self, step: int, text: str) -> None:
+        now = time.monotonic()
+        terminal = sys.stderr.isatty()
+        if not self.shown or (step < self.steps and now - self.last < (0.2 if terminal else 15.0)):
+            return
+        self.last = now
+        self.first = step if self.first < 0 else self.first
+        left = (now - self.start) / max(step - self.first, 1) * (self.steps - step) if step > self.first else math.nan
+        line = f"step {step}/{self.steps}  {text}" + (f"  {left:.0f} s left" if math.isfinite(left) and step < self.steps else "")
+        sys.stderr.write(f"\r{line:<78}" if terminal else line + "\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        if self.shown and sys.stderr.isatty() and self.last:
+            sys.stderr.write("\n")
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _generator_device(device: torch.device) -> torch.device:
+    return device if device.type == "cuda" else torch.device("cpu")
