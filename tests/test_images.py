@@ -58,7 +58,7 @@ def test_digits_keep_their_level_under_the_noise() -> None:
     np.testing.assert_array_equal(levels, np.floor(middle.images * 17))
     assert set(np.unique(levels)) == set(range(17))
     noise = noisy.images * 17 - levels
-    # 115,008 uniform values: the mean is within 0.5 +- 5 standard errors, and no value is that of another pixel.
+    # 115,008 uniform values: mean 1/2 within five standard errors, variance 1/12.
     assert abs(noise.mean() - 0.5) < 5 / np.sqrt(12 * noise.size)
     assert noise.var() == pytest.approx(1 / 12, rel=0.02)
 

@@ -70,6 +70,7 @@ class AmortisedLinear(nn.Module):
         activation: of the inference network.
         shared_noise: one pseudo-noise for each point, shared by the units; otherwise one for each point and unit.
         true_targets: the pseudo-observations are the data's own y, and only the noise is inferred.
+        scale: how many times larger the prior's standard deviations start.
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class AmortisedLinear(nn.Module):
         activation: str = "relu",
         shared_noise: bool = False,
         true_targets: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.d_in, self.d_out, self.true_targets = d_in, d_out, true_targets
-        self.prior: LayerPrior = PRIORS[prior.kind](d_in, d_out, prior.scaled)
+        self.prior: LayerPrior = PRIORS[prior.kind](d_in, d_out, prior.scaled, scale)
         outputs = (0 if true_targets else d_out) + (1 if shared_noise else d_out)
         self.net = None if net is None else mlp((*net, outputs), activation)
 

@@ -111,13 +111,14 @@ class BNNP(nn.Module):
         for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
             true_targets = i == len(widths) - 2 and likelihood.conjugate
             net = None if true_targets and last_layer == "exact" else (x_dim + y_dim, *net_hidden)
-            layers.append(AmortisedLinear(d_in, d_out, spec, net, activation, shared_noise, true_targets))
+            scale = spec.input_scale if i == 0 and hidden else 1.0
+            layers.append(AmortisedLinear(d_in, d_out, spec, net, activation, shared_noise, true_targets, scale))
         self.layers = nn.ModuleList(layers)
-        self._reset(seed)
+        self._reset(seed, spec.spread)
         self.prior.learn(mean=spec.learn_mean, scale=spec.learn_scale)
 
-    def _reset(self, seed: int) -> None:
-        """Draw the inference networks' weights from a generator of their own: U(-1/sqrt(d_in), 1/sqrt(d_in))."""
+    def _reset(self, seed: int, spread: float) -> None:
+        """Draw the inference networks' weights, U(-1/sqrt(d_in), 1/sqrt(d_in)), and what is random in the prior's start."""
         generator = seeded(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -125,6 +126,9 @@ class BNNP(nn.Module):
                 for parameter in (module.weight, module.bias):
                     drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
                     parameter.data.copy_(bound * (2 * drawn - 1))
+        for layer in self.prior:
+            if spread > 0:
+                layer.spread(spread, generator)
 
     save: ClassVar[Callable[[BNNP, str | os.PathLike[str]], None]]
     """Save the model in a folder; set by `bnnp.checkpoint`, since the core knows no files."""

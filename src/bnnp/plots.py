@@ -293,7 +293,7 @@ def calibration(
     References:
         The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality, Massart, 1990.
     """
-    fig = _figure(10.0, 5.0)
+    fig = _figure(10.0, 5.2)
     left, right = fig.subplots(1, 2)
     nominal = np.linspace(0.0, 1.0, 201)
     if independent:
@@ -322,7 +322,7 @@ def calibration(
     _dress(right, "Central intervals (dashed: stated level)", "", "share of true values inside")
     right.grid(False, axis="x")
     handles, names = left.get_legend_handles_labels()
-    _legend_below(fig, handles, names, columns=6)
+    _legend_below(fig, handles, names, columns=4)
     fig.suptitle(title, fontsize=TITLE, color=INK)
     return fig
 

@@ -129,13 +129,14 @@ class LayerPrior(nn.Module, ABC):
         d_in: number of inputs, without the bias.
         d_out: number of units.
         scaled: start at covariance I / p, the usual fan-in scaling; otherwise at I.
+        scale: standard deviations start this many times larger.
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        self.d_in, self.d_out, self.p, self.scaled = d_in, d_out, d_in + 1, scaled
+        self.d_in, self.d_out, self.p = d_in, d_out, d_in + 1
         # Learned numbers are relative to this scale, so that one learning rate serves every width.
-        self.unit = 1.0 / math.sqrt(self.p) if scaled else 1.0
+        self.unit = scale / math.sqrt(self.p) if scaled else scale
         self.relative_mean = nn.Parameter(torch.zeros(d_out, self.p))
 
     @property
@@ -143,13 +144,19 @@ class LayerPrior(nn.Module, ABC):
         """Return the prior mean with shape (d_out, p)."""
         return self.unit * self.relative_mean
 
+    def spread(self, share: float, generator: torch.Generator) -> None:
+        """Move a share of the initial variance from around the means into them: mean ~ N(0, share v), covariance (1 - share) v."""
+        drawn = torch.randn(self.relative_mean.shape, generator=generator, dtype=torch.float64)
+        self.relative_mean.data.copy_(math.sqrt(share) * drawn)
+        self.scale_parameters()[0].data.fill_(0.5 * math.log(1.0 - share))
+
     @abstractmethod
     def factor(self) -> Factor:
         """Return L."""
 
     @abstractmethod
     def scale_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of L."""
+        """Return the parameters of L, the logarithms of its diagonal first."""
 
     def dense_factor(self) -> Tensor:
         """Return L written out, with shape (d_out, p, k)."""
@@ -175,8 +182,8 @@ class Diagonal(LayerPrior):
         tensor([0.2500, 0.2500, 0.2500, 0.2500], grad_fn=<DiagonalBackward0_copy>)
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
-        super().__init__(d_in, d_out, scaled)
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
+        super().__init__(d_in, d_out, scaled, scale)
         self.log_scale = nn.Parameter(torch.zeros(d_out, self.p))
 
     def factor(self) -> DiagonalFactor:
@@ -191,8 +198,8 @@ class Diagonal(LayerPrior):
 class _Triangular(LayerPrior):
     """Hold lower triangular factors, learned as log diagonal and strict lower triangle."""
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool, blocks: int) -> None:
-        super().__init__(d_in, d_out, scaled)
+    def __init__(self, d_in: int, d_out: int, scaled: bool, scale: float, blocks: int) -> None:
+        super().__init__(d_in, d_out, scaled, scale)
         self.log_diagonal = nn.Parameter(torch.zeros(blocks, self.p))
         self.strict_lower = nn.Parameter(torch.zeros(blocks, self.p, self.p))
 
@@ -215,8 +222,8 @@ class PerUnit(_Triangular):
         torch.Size([2, 4, 4])
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
-        super().__init__(d_in, d_out, scaled, blocks=d_out)
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
+        super().__init__(d_in, d_out, scaled, scale, blocks=d_out)
 
 
 class Shared(_Triangular):
@@ -229,8 +236,8 @@ class Shared(_Triangular):
         1
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True) -> None:
-        super().__init__(d_in, d_out, scaled, blocks=1)
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
+        super().__init__(d_in, d_out, scaled, scale, blocks=1)
 
 
 PRIORS: dict[str, type[LayerPrior]] = {"diagonal": Diagonal, "per_unit": PerUnit, "shared": Shared}
@@ -245,21 +252,32 @@ class Prior:
         scaled: start at covariance I / p (fan-in), otherwise at I.
         learn_mean: whether the means are learned.
         learn_scale: whether the factors L are learned.
+        spread: share of the initial variance that lies between the means of the units, drawn at random, instead of around them.
+            With 0, the definition of the method, all units of a layer start alike and learning has to tell them apart; a
+            value near 1 starts from the same functions in distribution and learns faster.
+        input_scale: the first layer's standard deviations start this many times larger, for functions that vary within a
+            fraction of the range of the inputs.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, a spread outside [0, 1), or an input_scale that is not positive.
 
     Example:
-        >>> Prior("diagonal", learn_mean=False)
-        Prior(kind='diagonal', scaled=True, learn_mean=False, learn_scale=True)
+        >>> Prior("diagonal", learn_mean=False).learn_mean
+        False
     """
 
     kind: str = "per_unit"
     scaled: bool = True
     learn_mean: bool = True
     learn_scale: bool = True
+    spread: float = 0.0
+    input_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.spread < 1.0:
+            raise ValueError(f"Expected spread in [0, 1). Got {self.spread}.")
+        if not (math.isfinite(self.input_scale) and self.input_scale > 0):
+            raise ValueError(f"Expected input_scale to be positive and finite. Got {self.input_scale}.")
         if self.kind not in PRIORS:
             raise ValueError(f"Expected a prior among {', '.join(sorted(PRIORS))}. Got {self.kind!r}.")
 

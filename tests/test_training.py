@@ -1,0 +1,257 @@
+"""Training: the same run whether or not it was interrupted; parts that are frozen stay; bad settings are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import bnnp
+from bnnp import training
+from bnnp.checkpoint import read_bundle
+
+
+def tasks(n: int = 12, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(n):
+        x = torch.rand(int(torch.randint(6, 12, (1,), generator=g)), 1, generator=g) * 4 - 2
+        out.append((x, 10 + torch.randn(1, generator=g) * torch.sin(2 * x) + 0.1 * torch.randn(x.shape, generator=g)))
+    return out
+
+
+def model(**options: object) -> bnnp.BNNP:
+    return bnnp.BNNP(1, 1, hidden=(6,), **options)  # type: ignore[arg-type]
+
+
+FAST = {"steps": 12, "num_samples": 3, "progress": False, "validate_every": 4, "log_every": 3, "checkpoint_every": 5}
+
+
+def same_parameters(a: bnnp.BNNP, b: bnnp.BNNP) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_training_raises_the_objective() -> None:
+    m = model()
+    result = bnnp.meta_train(m, tasks(40), steps=150, num_samples=4, progress=False, log_every=1, learning_rate=1e-2)
+    values = [record["objective"] for record in result.history]
+    assert sum(values[-20:]) > sum(values[:20])
+
+
+@pytest.mark.parametrize("objective", sorted(bnnp.objectives.OBJECTIVES))
+def test_every_objective_trains_and_leaves_finite_parameters(objective: str) -> None:
+    m = model()
+    result = bnnp.meta_train(m, tasks(), objective=objective, **{**FAST, "steps": 4})  # type: ignore[arg-type]
+    assert result.skipped == 0
+    assert all(bool(p.isfinite().all()) for p in m.parameters())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_does_not() -> None:
+    runs = []
+    for seed in (1, 1, 2):
+        m = model()
+        bnnp.meta_train(m, tasks(), seed=seed, **FAST)  # type: ignore[arg-type]
+        runs.append(m)
+    assert same_parameters(runs[0], runs[1])
+    assert not same_parameters(runs[0], runs[2])
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str) -> None:
+    whole = model()
+    expected = bnnp.meta_train(whole, tasks(), validation=tasks(4, 9), folder=tmp_path / "a", keep=keep, **FAST)  # type: ignore[arg-type]
+
+    part, step = model(), training._Run._step
+
+    def stopping(run: training._Run) -> tuple[float, float]:
+        if run.state.step == 7:
+            raise Stop
+        return step(run)
+
+    monkeypatch.setattr(training._Run, "_step", stopping)
+    with pytest.raises(Stop):
+        bnnp.meta_train(part, tasks(), validation=tasks(4, 9), folder=tmp_path / "b", keep=keep, **FAST)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    again = model()
+    result = bnnp.meta_train(
+        again,
+        tasks(),
+        validation=tasks(4, 9),
+        folder=tmp_path / "b",
+        keep=keep,
+        resume=True,
+        **FAST,  # type: ignore[arg-type]
+    )
+    assert same_parameters(whole, again)
+    assert result.best_step == expected.best_step and result.best_score == expected.best_score
+    assert result.history == expected.history
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (tmp_path / d / "log.jsonl").read_text().splitlines()]
+        for d in "ab"
+    ]
+    assert logs[0] == logs[1] == expected.history
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch, bnnp
+torch.set_num_threads(1)
+from test_training import model, tasks
+bnnp.meta_train(model(), tasks(), steps=100_000, num_samples=3, folder={str(tmp_path)!r}, checkpoint_every=2, log_every=1, progress=False)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            log = tmp_path / "log.jsonl"
+            if log.exists() and log.read_text().count("\n") > 20:
+                break
+            time.sleep(0.05)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    header, tensors = read_bundle(tmp_path / "state", "training")
+    done = header["state"]["step"]
+    assert done >= 2
+    straight = model()
+    settings = {"steps": 100_000, "num_samples": 3, "log_every": 1, "progress": False}
+    run = _run_until(straight, done, settings)
+    assert all(torch.equal(value, tensors[f"last.{key}"]) for key, value in run.state_dict().items())
+
+
+def _run_until(m: bnnp.BNNP, step: int, settings: dict[str, object]) -> bnnp.BNNP:
+    """Take the first steps of a long run without files."""
+    original = training._Run._step
+
+    def stopping(run: training._Run) -> tuple[float, float]:
+        if run.state.step == step:
+            raise Stop
+        return original(run)
+
+    training._Run._step = stopping  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Stop):
+            bnnp.meta_train(m, tasks(), **settings)  # type: ignore[arg-type]
+    finally:
+        training._Run._step = original  # type: ignore[method-assign]
+    return m
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    bnnp.meta_train(model(), tasks(), folder=tmp_path, **FAST)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_samples 3 there and 4 here"):
+        bnnp.meta_train(model(), tasks(), folder=tmp_path, resume=True, **{**FAST, "num_samples": 4})  # type: ignore[arg-type]
+
+
+def test_the_best_parameters_are_those_of_the_best_score(tmp_path: Path) -> None:
+    m = model()
+    result = bnnp.meta_train(m, tasks(), validation=tasks(6, 5), folder=tmp_path, **{**FAST, "learning_rate": 0.3})  # type: ignore[arg-type]
+    scores = {r["step"]: r["validation"] for r in result.history if r["validation"] is not None}
+    assert result.best_score == max(scores.values())
+    assert scores[result.best_step] == result.best_score
+    assert same_parameters(bnnp.load(tmp_path / "best"), m)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "per_unit", "shared"])
+@pytest.mark.parametrize("part", ["mean", "scale"])
+def test_frozen_parts_of_the_prior_stay_and_the_rest_moves(kind: str, part: str) -> None:
+    spec = bnnp.Prior(kind, learn_mean=part != "mean", learn_scale=part != "scale")
+    m = model(prior=spec)
+    before = {key: value.clone() for key, value in m.named_parameters()}
+    bnnp.meta_train(m, tasks(), **FAST)  # type: ignore[arg-type]
+    for key, value in m.named_parameters():
+        frozen = ("relative_mean" in key) if part == "mean" else (".prior." in key and "relative_mean" not in key)
+        moved = not torch.equal(value, before[key])
+        assert moved != frozen, key
+
+
+def test_the_prior_waits_until_its_step() -> None:
+    m = model()
+    before = {key: value.clone() for key, value in m.named_parameters() if ".prior." in key}
+    settings = {**FAST, "prior_mean_from_step": 8, "prior_scale_from_step": 100}
+    early = _run_until(model(), 8, settings)
+    assert all(torch.equal(dict(early.named_parameters())[key], value) for key, value in before.items())
+    bnnp.meta_train(m, tasks(), **settings)  # type: ignore[arg-type]
+    after = dict(m.named_parameters())
+    assert all(torch.equal(after[key], before[key]) == ("relative_mean" not in key) for key in before)
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = training._Run._objective
+
+    def broken(run: training._Run, batch: bnnp.TaskBatch) -> torch.Tensor:
+        value = original(run, batch)
+        return value * math.nan if run.state.step in (2, 3) else value
+
+    monkeypatch.setattr(training._Run, "_objective", broken)
+    m = model()
+    result = bnnp.meta_train(m, tasks(), **FAST)  # type: ignore[arg-type]
+    assert result.skipped == 2
+    assert all(bool(p.isfinite().all()) for p in m.parameters())
+
+
+def test_many_bad_steps_end_the_run_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training._Run, "_objective", lambda run, batch: sum(p.sum() for p in run.learned) * math.inf)
+    with pytest.raises(bnnp.TrainingError, match=r"10 steps in a row.*learning_rate"):
+        bnnp.meta_train(model(), tasks(), **FAST)  # type: ignore[arg-type]
+
+
+BAD_SETTINGS = {
+    "negative steps": ({"steps": -1}, "steps as a positive integer. Got -1"),
+    "no steps": ({"steps": 0}, "steps as a positive integer"),
+    "unknown objective": ({"objective": "elbo"}, "objective among"),
+    "negative rate": ({"learning_rate": -1.0}, "learning_rate to be positive"),
+    "context above the task": ({"context": (20, 30)}, "contexts smaller than every task"),
+    "proportion above one": ({"context": (0.5, 1.5)}, "range of proportions"),
+    "empty range": ({"context": (0.6, 0.2)}, "low to high"),
+    "no folder to resume": ({"resume": True}, "folder= to resume"),
+    "keep": ({"keep": "first"}, "keep as"),
+    "validation share": ({"validation": 1.5}, "proportion with tasks on both sides"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_settings_get_one_clear_error(case: str, tmp_path: Path) -> None:
+    settings, words = BAD_SETTINGS[case]
+    with pytest.raises(ValueError, match=words):
+        bnnp.meta_train(model(), tasks(), **{**FAST, **settings})  # type: ignore[arg-type]
+
+
+def test_one_task_is_no_collection() -> None:
+    x, y = tasks(1)[0]
+    with pytest.raises(ValueError, match="single data set"):
+        bnnp.meta_train(model(), (x, y), **FAST)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 2 tasks"):
+        bnnp.meta_train(model(), [(x, y)], **FAST)  # type: ignore[arg-type]
+
+
+def test_a_fixed_noise_keeps_its_size_in_the_units_of_y() -> None:
+    big = [(x, 1000 * y) for x, y in tasks()]
+    m = model(likelihood=bnnp.Gaussian(noise_std=30.0, learn_noise=False))
+    bnnp.meta_train(m, big, **FAST)  # type: ignore[arg-type]
+    noise = m.noise_std
+    assert noise is not None
+    torch.testing.assert_close(noise, torch.tensor([30.0]))
+    p = m.condition(*big[0], num_samples=4).predict(big[1][0])
+    torch.testing.assert_close((p.std**2 - p.epistemic_std**2).sqrt(), torch.full_like(p.std, 30.0), rtol=1e-3, atol=0)
+
+
+def test_a_bound_on_the_noise_holds_in_the_units_of_y() -> None:
+    big = [(x, 1000 * torch.randn(x.shape, generator=torch.Generator().manual_seed(i))) for i, (x, _) in enumerate(tasks())]
+    m = model(likelihood=bnnp.Gaussian(noise_std=0.1, max_noise_std=200.0))
+    bnnp.meta_train(m, big, **{**FAST, "learning_rate": 0.3})  # type: ignore[arg-type]
+    noise = m.noise_std
+    assert noise is not None and 0 < float(noise) < 200.0
