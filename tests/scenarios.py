@@ -6,8 +6,10 @@ weights for the smallest networks. All in float64; randomness only through the g
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +85,7 @@ def random_prior(d: int, p: int, generator: torch.Generator, k: int | None = Non
 
 def random_weights(widths: Sequence[int], S: int, generator: torch.Generator) -> list[Tensor]:
     """Draw weights (S, d_l, d_{l-1} + 1) of each layer of a network with widths d_0, d_1, ..., d_L."""
-    return [randn(S, b, a + 1, generator=generator) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    return [randn(S, b, a + 1, generator=generator) for a, b in itertools.pairwise(widths)]
 
 
 def random_task(n: int, d_x: int, d_y: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -168,7 +170,7 @@ def tiny_network_evidence(
     noise_std: float,
     activation: str = "tanh",
     residual: bool = False,
-    nodes: int = 161,
+    nodes: int = 321,
 ) -> Answer:
     """Solve the network x -> one hidden unit -> y with a Gaussian likelihood by quadrature over its two hidden weights.
 
@@ -240,3 +242,25 @@ def linear_bernoulli_evidence(x: Tensor, y: Tensor, xt: Tensor, prior_mean: Tens
     w_mean, w_cov = _moments(weight, wb)
     prob = weight @ (1 / (1 + torch.exp(-(wb @ _with_one(xt).T))))
     return {"log_evidence": evidence, "prob": prob, "w_mean": w_mean, "w_cov": w_cov}
+
+
+# Small problems for these
+
+
+def _column(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def tiny_problem(activation: str = "tanh", residual: bool = False, points: int = 3) -> dict[str, Any]:
+    """Return arguments for `tiny_network_evidence`: up to three points, two test inputs, priors away from standard normal."""
+    data = {"x": _column(-1.2, 0.3, 1.5)[:points], "y": _column(0.8, -0.4, 0.9)[:points], "xt": _column(-0.5, 2.0)}
+    hidden = {"hidden_mean": _column(0.4, -0.3)[:, 0], "hidden_std": _column(1.1, 0.8)[:, 0]}
+    last = {"last_mean": _column(0.5, 0.1)[:, 0], "last_cov": torch.tensor([[1.2, 0.3], [0.3, 0.7]], dtype=torch.float64)}
+    return {**data, **hidden, **last, "noise_std": 0.5, "activation": activation, "residual": residual}
+
+
+def bernoulli_problem() -> dict[str, Any]:
+    """Return arguments for `linear_bernoulli_evidence`: four points that no line separates, two test inputs."""
+    data = {"x": _column(-1.0, 0.2, 0.9, 1.7), "y": _column(0.0, 1.0, 0.0, 1.0), "xt": _column(-2.0, 0.5)}
+    cov = torch.tensor([[1.5, 0.4], [0.4, 0.8]], dtype=torch.float64)
+    return {**data, "prior_mean": _column(0.5, -0.2)[:, 0], "prior_cov": cov}

@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,12 +76,22 @@ def _whiten(factor: Factor, A: Tensor, root_prec: Tensor) -> Tensor:
     return scaled.movedim(-2, -3).contiguous()
 
 
+def _split_block(x: Tensor, columns: int) -> Tensor:
+    """Repeat one block for each of its columns; blocks of one column stay as they are."""
+    return x if columns == 1 else x.expand(*x.shape[:-3], columns, -1, -1)
+
+
+def _split_columns(x: Tensor) -> Tensor:
+    """Bring (*B, 1, a, C) to (*B, C, a, 1); blocks of one column stay as they are."""
+    return x if x.shape[-1] == 1 else x.movedim(-1, -3).squeeze(-2).unsqueeze(-1)
+
+
 def _log_prec(root_prec: Tensor, d: int) -> tuple[Tensor, Tensor]:
     """Return sum log lambda and the number of observations, both over points and units, each with shape (*B)."""
     seen = root_prec > 0
     log = 2.0 * torch.where(seen, root_prec, torch.ones_like(root_prec)).log()
     times = d // root_prec.shape[-1]
-    return times * log.sum((-2, -1)), times * seen.sum((-2, -1))
+    return times * log.sum((-2, -1)), times * seen.sum((-2, -1)).to(log.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +112,14 @@ class SiteSum:
     log_prec: Tensor
     count: Tensor
 
+    def split(self) -> SiteSum:
+        """Return the same sums with one block for each unit, for sets in which units do not share their precisions."""
+        return dataclasses.replace(self, gram=_split_block(self.gram, self.h.shape[-1]), h=_split_columns(self.h))
+
     def __add__(self, other: SiteSum) -> SiteSum:
         """Return the sums over both sets of points."""
+        if self.h.shape[-1] != other.h.shape[-1]:
+            return self.split() + other.split()
         return SiteSum(
             self.gram + other.gram,
             self.h + other.h,
@@ -256,10 +273,13 @@ class Conditional:
         if self.sums is not None:
             return (self.sums + site_sum(self.factor, A, sites)).condition(self.factor)
         assert self.B is not None and self.r is not None
-        B = _whiten(self.factor, A, sites.root_prec)
-        r = _to_columns(sites.resid * sites.root_prec, self.m.shape[-3])
+        old_B, old_r = self.B, self.r
+        new_B, new_r = _whiten(self.factor, A, sites.root_prec), _to_columns(sites.resid * sites.root_prec, sites.columns(self.factor)[0])
+        if old_r.shape[-1] != new_r.shape[-1]:
+            old_B, old_r = _split_block(old_B, old_r.shape[-1]), _split_columns(old_r)
+            new_B, new_r = _split_block(new_B, new_r.shape[-1]), _split_columns(new_r)
         log_prec, count = _log_prec(sites.root_prec, sites.resid.shape[-1])
-        B, r = torch.cat([self.B, B], dim=-2), torch.cat([self.r, r], dim=-2)
+        B, r = torch.cat([old_B, new_B], dim=-2), torch.cat([old_r, new_r], dim=-2)
         return _from_whitened(self.factor, B, r, self.log_prec + log_prec, self.count + count)
 
     def expected_log_lik(self, A: Tensor, sites: Sites) -> Tensor:

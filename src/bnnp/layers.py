@@ -42,13 +42,15 @@ class _Activation(nn.Module):
 def mlp(widths: Sequence[int], activation: str) -> nn.Sequential:
     """Build a multi-layer perceptron of the given widths, with no activation after the last layer.
 
+    Its weights are not set: torch would draw them from the global generator. Who builds it draws them from one of his own.
+
     Example:
         >>> mlp((2, 8, 1), "tanh")(torch.zeros(3, 2)).shape
         torch.Size([3, 1])
     """
     parts: list[nn.Module] = []
     for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
-        parts += [_Activation(activation)] * (i > 0) + [nn.Linear(d_in, d_out)]
+        parts += [_Activation(activation)] * (i > 0) + [nn.utils.skip_init(nn.Linear, d_in, d_out)]
     return nn.Sequential(*parts)
 
 

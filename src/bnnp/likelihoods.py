@@ -33,7 +33,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
-        """Return draws of y given f, with the shape of f."""
+        """Return draws of y given f (n, T, M, d_y), with its shape; all tasks get the same noise, so none depends on the others."""
 
     @abstractmethod
     def check(self, y: Tensor) -> None:
@@ -116,8 +116,8 @@ class Gaussian(Likelihood):
         return (-0.5 * ((y - f) / s) ** 2 - s.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
-        """Return f + noise, with the shape of f."""
-        z = torch.randn(f.shape, generator=generator, device=generator.device, dtype=f.dtype)
+        """Return f + noise, with the shape (n, T, M, d_y) of f."""
+        z = torch.randn((len(f), 1, *f.shape[2:]), generator=generator, device=generator.device, dtype=f.dtype)
         return f + self.noise_std.to(f) * z.to(f.device)
 
     def check(self, y: Tensor) -> None:
@@ -150,8 +150,8 @@ class Bernoulli(Likelihood):
         return -F.binary_cross_entropy_with_logits(f, y.expand_as(f).to(f.dtype), reduction="none").sum(-1)
 
     def sample(self, f: Tensor, generator: torch.Generator) -> Tensor:
-        """Return zeros and ones, with the shape of f."""
-        u = torch.rand(f.shape, generator=generator, device=generator.device, dtype=f.dtype)
+        """Return zeros and ones, with the shape (n, T, M, d_y) of f."""
+        u = torch.rand((len(f), 1, *f.shape[2:]), generator=generator, device=generator.device, dtype=f.dtype)
         return (u.to(f.device) < f.sigmoid()).to(f.dtype)
 
     def check(self, y: Tensor) -> None:

@@ -1,0 +1,70 @@
+"""The instances that every law runs over: add a prior here and all laws hold it to account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnnp.conjugate import Sites
+from bnnp.priors import PRIORS, LayerPrior
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's problem: a prior with random parameters, features and pseudo-observations of S samples and T tasks."""
+
+    prior: LayerPrior
+    A: Tensor
+    y: Tensor
+    root_prec: Tensor
+
+    @property
+    def sites(self) -> Sites:
+        """Residuals from the prior mean."""
+        return Sites(self.y - self.A @ self.prior.mean.mT, self.root_prec.expand(*self.A.shape[:-2], *self.root_prec.shape[-2:]))
+
+    @property
+    def factors(self) -> list[Tensor]:
+        """Dense L (p, k) of each unit."""
+        return list(self.prior.dense_factor())
+
+    @property
+    def prec(self) -> Tensor:
+        """Precisions (T, N, d) of each unit."""
+        return self.root_prec.square().expand(*self.y.shape)
+
+
+# Every prior, with one noise for each point and unit, or one for each point.
+INSTANCES = [(kind, shared) for kind in PRIORS for shared in (False, True)]
+
+
+def randn(*shape: int, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in float64."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def random_prior(kind: str, d_in: int, d: int, generator: torch.Generator) -> LayerPrior:
+    """Build a prior with no parameter at its start."""
+    prior = PRIORS[kind](d_in, d).double()
+    for parameter in prior.parameters():
+        parameter.data += 0.5 * randn(*parameter.shape, generator=generator)
+    return prior
+
+
+def random_layer(kind: str, shared_noise: bool, seed: int, counts: tuple[int, ...], N: int, S: int = 2, d: int = 3, p: int = 4) -> Layer:
+    """Build a layer; task t has its first `counts[t]` of N points observed."""
+    g = torch.Generator().manual_seed(seed)
+    T = len(counts)
+    A = torch.cat([randn(S, T, N, p - 1, generator=g), torch.ones(S, T, N, 1, dtype=torch.float64)], dim=-1)
+    root = (0.7 * randn(T, N, 1 if shared_noise else d, generator=g)).exp()
+    root = root * (torch.arange(N) < torch.tensor(counts).unsqueeze(-1)).unsqueeze(-1)
+    prior = random_prior(kind, p - 1, d, g)
+    return Layer(prior, A.requires_grad_(), randn(T, N, d, generator=g).requires_grad_(), root.requires_grad_())
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    got, want = got.detach(), want.detach()
+    return float((got - want).abs().max() / want.abs().max().clamp(min=1e-6)) if want.numel() else 0.0
