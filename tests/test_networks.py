@@ -398,3 +398,21 @@ def test_cuda_gives_the_same_posterior(kind: str, shared: bool) -> None:
     for key, value in got.items():
         assert value.is_cuda, key
         assert relative_error(value.cpu(), want[key]) <= 1e-9, key
+
+
+@pytest.mark.parametrize("raw", [-1e4, -50.0, 0.0, 50.0, 1e4])
+def test_pseudo_noise_is_bounded_with_a_finite_gradient_however_far_the_network_strays(raw: float) -> None:
+    model = build(last_layer="amortised").float()
+    net = model._layers[0].net
+    assert net is not None
+    last = list(net)[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.fill_(raw)
+    _, root = model._layers[0].pseudo_observations(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool))
+    root.sum().backward()  # type: ignore[no-untyped-call]
+    assert bool(root.isfinite().all()) and float(root.detach().max()) <= 1e3 * (1 + 1e-6)
+    assert last.bias.grad is not None and bool(last.bias.grad.isfinite().all())
+    if raw == 0.0:
+        torch.testing.assert_close(root.detach(), torch.full((1, 3, 5), math.exp(2.0)), rtol=1e-4, atol=0)

@@ -477,9 +477,8 @@ class _FusedDraw(torch.autograd.Function):
             e = _solve(B, inner, g * m[at], ctx.weight)
             Bc, Be = B @ c, B @ e
             D = inner - inner @ inner
-            g_B = (B @ D if ctx.weight else D @ B) * (g * r.shape[-1])
-            left = torch.cat([-Bc, rz[at] - B @ eps[at], -Be, r[at] - B @ m[at]], dim=-1)
-            g_B = g_B + left @ torch.cat([eps[at], c, m[at], e], dim=-1).mT
+            g_B = (B @ D if ctx.weight else D @ B).mul_(g * r.shape[-1])
+            _add_products(g_B, -Bc, eps[at], rz[at] - B @ eps[at], c, -Be, m[at], r[at] - B @ m[at], e)
             g_r[at], g_rz[at] = Be, Bc
             found = torch.autograd.grad(B_leaf, leaves, g_B)
             g_A += found[0]
@@ -487,6 +486,16 @@ class _FusedDraw(torch.autograd.Function):
             for total, piece in zip(g_tensors, found[2:], strict=True):
                 (total if total.shape[0] == 1 else total[i:j]).add_(piece)
         return (None, g_A, g_root, g_r, g_rz, None, *g_tensors)
+
+
+def _add_products(total: Tensor, *pairs: Tensor) -> None:
+    """Add left_i right_i^T for pairs (left_1, right_1, left_2, ...) to `total` in place: one product where they are thin."""
+    lefts, rights = pairs[::2], pairs[1::2]
+    if lefts[0].shape[-1] < 8:
+        lefts, rights = (torch.cat(lefts, dim=-1),), (torch.cat(rights, dim=-1),)
+    flat = total.flatten(0, 2)
+    for left, right in zip(lefts, rights, strict=True):
+        flat.baddbmm_(left.flatten(0, 2), right.flatten(0, 2).mT)
 
 
 def _inverse_root(B: Tensor, weight: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ and how surely. Because every datum is heard alone, the posterior is a sum over 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +26,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "sine": torch.sin,
 }
+
+SMALL_RANK = 32
 
 MAX_PRECISION = 1e6
 """Upper bound of a pseudo-observation's precision, in the network's units."""
@@ -105,8 +108,9 @@ class AmortisedLinear(nn.Module):
         out = self.net(torch.cat([x, y], dim=-1))
         start = 0 if self.true_targets else self.d_out
         pseudo_y = y if self.true_targets else out[..., :start]
-        variance = (2.0 * (out[..., start:] - 2.0)).exp()
-        return pseudo_y, mask.unsqueeze(-1) * (variance + 1.0 / MAX_PRECISION).rsqrt()
+        # log(sigma^2 + 1e-6), with a gradient that stays finite however far raw strays.
+        log_variance = torch.logaddexp(2.0 * (out[..., start:] - 2.0), out.new_tensor(-math.log(MAX_PRECISION)))
+        return pseudo_y, mask.unsqueeze(-1) * (-0.5 * log_variance).exp()
 
     def draw(
         self,
@@ -133,7 +137,9 @@ class AmortisedLinear(nn.Module):
             W with shape (S, T, d_out, p) and the KL divergence with shape (Sa, T).
         """
         factor = self.prior.factor()
-        how = draw_canonical if canonical else draw_fused
+        # Where one small factorisation serves all samples, a draw from it is cheaper than noise for every point.
+        once = A.shape[0] == 1 and factor.rank <= SMALL_RANK
+        how = draw_canonical if canonical or once else draw_fused
         eps, kl = how(factor, A, self.sites(A, pseudo_y, root_prec), num_samples, normal, dtype)
         return self.weights(eps, factor), kl
 

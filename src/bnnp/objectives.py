@@ -31,7 +31,8 @@ def _normal(model: BNNP, generator: torch.Generator) -> Normal:
     device = compute_device(model.device)
 
     def normal(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device, dtype=model.factor_dtype).to(device)
+        # Drawn in float32, which is several times faster, and precise enough for noise.
+        return torch.randn(shape, generator=generator, device=generator.device).to(device=device, dtype=model.factor_dtype)
 
     return normal
 
