@@ -81,6 +81,19 @@ def test_many_padded_tasks_equal_one_after_another(kind: str, shared: bool, last
             assert relative_error(batch[key][t], value) <= 1e-9, key
 
 
+def test_a_list_of_data_sets_is_a_padded_batch() -> None:
+    model, tasks = build(), data((4, 0, 9, 1))
+    xt, yt = data((6,), seed=2)[0]
+    batch = answers(model.condition(*padded(tasks, 0.0), num_samples=3), xt, yt.expand(4, -1, -1))
+    listed = answers(model.condition([x for x, _ in tasks], [y.numpy() for _, y in tasks], num_samples=3), xt, yt.expand(4, -1, -1))
+    for key, value in batch.items():
+        assert relative_error(listed[key], value) <= 1e-9, key
+    with pytest.raises(ValueError, match="list of 4 arrays"):
+        model.condition([x for x, _ in tasks], [y for _, y in tasks][:3])
+    with pytest.raises(ValueError, match="data set 2: Expected finite"):
+        model.condition([x for x, _ in tasks], [*(y for _, y in tasks[:2]), tasks[2][1] * math.nan, tasks[3][1]])
+
+
 @LAWS
 @LAST
 def test_the_order_of_the_context_does_not_matter(kind: str, shared: bool, last_layer: str) -> None:

@@ -7,6 +7,7 @@ conditioned on.
 
 from bnnp import objectives
 from bnnp.checkpoint import load, save
+from bnnp.evaluation import Evaluation, evaluate
 from bnnp.likelihoods import Bernoulli, Gaussian
 from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
@@ -21,6 +22,7 @@ __all__ = [
     "BNNP",
     "Bernoulli",
     "Context",
+    "Evaluation",
     "Gaussian",
     "NotPositiveDefiniteError",
     "NumericalWarning",
@@ -32,6 +34,7 @@ __all__ = [
     "TrainResult",
     "TrainingError",
     "collate",
+    "evaluate",
     "load",
     "meta_train",
     "objectives",

@@ -63,8 +63,8 @@ class Gaussian(Likelihood):
         ValueError: a noise or bound that is not positive, or a bound below a fixed noise.
 
     Example:
-        >>> Gaussian(noise_std=0.5).bind(2).noise_std
-        tensor([0.5000, 0.5000], grad_fn=<ExpBackward0>)
+        >>> Gaussian(noise_std=0.5).bind(2).noise_std.detach()
+        tensor([0.5000, 0.5000])
     """
 
     conjugate = True

@@ -285,8 +285,9 @@ class BNNP(nn.Module):
         The same seed gives the same draw whatever the order and the padding of the points and the other tasks of the batch.
 
         Arguments:
-            xc: inputs with shape (n, d_x) of one task, or (T, N, d_x) of many, in the user's units; n may be 0.
-            yc: outputs likewise, (n, d_y) or (T, N, d_y).
+            xc: inputs with shape (n, d_x) of one task, or (T, N, d_x) of many, in the user's units; n may be 0. Or a list of T
+                arrays with shape (n_t, d_x).
+            yc: outputs likewise, (n, d_y) or (T, N, d_y), or a list.
             mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes.
             num_samples: number of particles S.
             seed: of the particles.

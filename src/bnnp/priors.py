@@ -178,8 +178,8 @@ class Diagonal(LayerPrior):
     """Hold independent weights: L = diag(s), learned as mean and log s (the paper's weightwise prior).
 
     Example:
-        >>> Diagonal(3, 2).covariance()[0].diagonal()
-        tensor([0.2500, 0.2500, 0.2500, 0.2500], grad_fn=<DiagonalBackward0_copy>)
+        >>> Diagonal(3, 2).covariance()[0].diagonal().detach()
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
     def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:

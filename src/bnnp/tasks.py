@@ -191,10 +191,10 @@ def make_context(
     device: torch.device | None = None,
     name: str = "c",
 ) -> tuple[Context, bool]:
-    """Check one data set (n, d) or a batch (T, N, d) and return it as a `Context`.
+    """Check one data set (n, d), a batch (T, N, d), or a list of T data sets of any sizes, and return it as a `Context`.
 
     Arguments:
-        x: inputs with shape (n, d_x) or (T, N, d_x); (n,) is taken as one column.
+        x: inputs with shape (n, d_x) or (T, N, d_x); (n,) is taken as one column. Or a list of T arrays with shape (n_t, d_x).
         y: outputs likewise.
         mask: booleans with shape (n,) or (T, N), True = observed; everything is observed where it is not given.
         x_dim: expected d_x.
@@ -215,6 +215,8 @@ def make_context(
         >>> context.x.shape, single
         (torch.Size([1, 5, 2]), True)
     """
+    if _is_list_of_arrays(x):
+        return _ragged(x, y, mask, x_dim, y_dim, dtype, device, name), False
     xs, ys = _as_tensor(x, f"x{name}", dtype), _as_tensor(y, f"y{name}", dtype)
     device = xs.device if device is None else device
     xs, ys = xs.to(device), ys.to(device)
@@ -235,6 +237,28 @@ def make_context(
         return Context(xs, ys, torch.ones(xs.shape[:-1], dtype=torch.bool, device=device)), single
     zero = xs.new_zeros(())
     return Context(torch.where(keep.unsqueeze(-1), xs, zero), torch.where(keep.unsqueeze(-1), ys, zero), keep), single
+
+
+def _is_list_of_arrays(x: Any) -> bool:
+    return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(part, Tensor | np.ndarray) and part.ndim == 2 for part in x)
+
+
+def _ragged(
+    x: Any, y: Any, mask: Any, x_dim: int, y_dim: int, dtype: torch.dtype | None, device: torch.device | None, name: str
+) -> Context:
+    if mask is not None:
+        raise ValueError("Expected no mask with a list of data sets, which have their own sizes. Got one: give padded arrays instead.")
+    if not isinstance(y, list | tuple) or len(y) != len(x):
+        got = f"{len(y)} entries" if isinstance(y, list | tuple) else type(y).__name__
+        raise ValueError(f"Expected y{name} as a list of {len(x)} arrays, one for each in x{name}. Got {got}.")
+    parts = []
+    for i, (one_x, one_y) in enumerate(zip(x, y, strict=True)):
+        try:
+            part, _ = make_context(one_x, one_y, x_dim=x_dim, y_dim=y_dim, dtype=dtype, device=device, name=name)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"data set {i}: {error}") from None
+        parts.append((part.x[0], part.y[0]))
+    return collate(parts)
 
 
 def as_tasks(tasks: Any, x_dim: int, y_dim: int, dtype: torch.dtype, name: str = "tasks", least: int = 2) -> list[Task]:

@@ -322,9 +322,8 @@ def _fit_kernel(places: FloatArray, centred: FloatArray, restarts: int, seed: in
     kernel = signal + WhiteKernel(0.01, NOISE_BOUNDS)
     # alpha is a jitter on top of the noise of the kernel; the noise has a lower bound already, so none is needed.
     model = GaussianProcessRegressor(kernel, alpha=0.0, n_restarts_optimizer=restarts, random_state=seed)
-    with warnings.catch_warnings():
-        # A hyper-parameter on its bound is a normal outcome for six seen pixels.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    # A hyper-parameter on its bound is a normal outcome for six seen pixels.
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         model.fit(places, centred)
     return model.kernel_
 

@@ -1,0 +1,49 @@
+"""The examples run, are short, and show what they say; fewer steps than a reader would take, so bounds are wide."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+CHECKED = {"linear", "quickstart", "table"}
+
+
+def run(name: str, **arguments: Any) -> Any:
+    """Run an example's `main`, as `python examples/<name>.py` would."""
+    return runpy.run_path(str(FOLDER / f"{name}.py"))["main"](**arguments)
+
+
+def test_every_example_is_short_and_checked() -> None:
+    sizes = {path.stem: len(path.read_text("utf-8").splitlines()) for path in FOLDER.glob("*.py")}
+    assert set(sizes) == CHECKED
+    assert max(sizes.values()) < 100, sizes
+
+
+def test_quickstart_learns_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = run("quickstart", steps=200, folder=tmp_path).summary
+    # Values of y have a standard deviation of about 0.75, so this is what training brings.
+    assert scores["rmse"][0] < 0.5
+    assert 0.75 < scores["coverage_0.95"][0] <= 1.0
+    assert "calibration: 95 % intervals hold" in capsys.readouterr().out
+    assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_predicts_later_visits(capsys: pytest.CaptureFixture[str]) -> None:
+    error, inside = run("table", steps=120, shown=2)
+    # Measurements have a standard deviation of about 12 and a noise of 1.5.
+    assert 1.5 < error < 7.0
+    assert 0.85 < inside <= 1.0
+    assert "the last visit" in capsys.readouterr().out
+
+
+def test_linear_is_exact_and_finds_the_prior() -> None:
+    found = run("linear", steps=200)
+    assert found["elbo"] == pytest.approx(found["by_hand"], abs=1e-9)
+    # Standard errors over 300 data sets: 0.03 and 0.06.
+    assert found["slope"] == pytest.approx(2.0, abs=0.15)
+    assert found["intercept"] == pytest.approx(-1.0, abs=0.3)
+    assert found["noise"] == pytest.approx(0.3, abs=0.02)
