@@ -42,6 +42,14 @@ def test_save_and_load_give_the_same_model(variant: str, dtype: torch.dtype, tmp
     assert [p.requires_grad for p in again.parameters()] == flags
 
 
+def test_a_prior_frozen_afterwards_is_loaded_frozen(tmp_path: Path) -> None:
+    model = bnnp.BNNP(1, 1, hidden=(3,))
+    model.prior.learn(mean=True, scale=False)
+    model.save(tmp_path)
+    again = bnnp.load(tmp_path)
+    assert all(p.requires_grad for p in again.prior.means()) and not any(p.requires_grad for p in again.prior.scales())
+
+
 def test_saving_twice_leaves_two_files(tmp_path: Path) -> None:
     bnnp.BNNP(1, 1, hidden=(3,), seed=0).save(tmp_path)
     bnnp.BNNP(1, 1, hidden=(4,), seed=1).save(tmp_path)

@@ -255,6 +255,19 @@ def test_the_density_integrates_to_one_in_the_users_units() -> None:
     torch.testing.assert_close(p.log_prob(one).squeeze(), p.log_prob(one, joint=True))
 
 
+def test_masked_targets_may_hold_anything() -> None:
+    model, (xt, yt) = build(), data((5,), seed=2)[0]
+    p = model.condition(*data((6,))[0], num_samples=3).predict(xt)
+    mask = torch.tensor([True, True, False, True, True])
+    holes = torch.where(mask.unsqueeze(-1), yt, torch.full_like(yt, math.nan))
+    seen = model.condition(*data((6,))[0], num_samples=3).predict(xt[mask])
+    torch.testing.assert_close(p.log_prob(holes, joint=True, mask=mask), seen.log_prob(yt[mask], joint=True))
+    torch.testing.assert_close(p.log_prob(holes, mask=mask)[mask], seen.log_prob(yt[mask]))
+    assert float(p.log_prob(holes, mask=mask)[2]) == 0.0
+    torch.testing.assert_close(p.cdf(holes, mask=mask)[mask], seen.cdf(yt[mask]))
+    torch.testing.assert_close(p.crps(holes, mask=mask)[mask], seen.crps(yt[mask]))  # type: ignore[attr-defined]
+
+
 def test_a_sampled_function_is_the_same_at_every_call_and_matches_its_weights() -> None:
     model, (x, y) = build(residual=True, hidden=(4, 4)), data((6,))[0]
     posterior = model.condition(x, y, num_samples=5)
@@ -379,7 +392,9 @@ def test_bad_settings_are_refused(case: str) -> None:
         BNNP(**{"x_dim": 1, "y_dim": 1, **settings})
 
 
-@pytest.mark.parametrize("noise", [{"noise_std": -1.0}, {"noise_std": math.nan}, {"noise_std": 1.0, "max_noise_std": 0.5}])
+@pytest.mark.parametrize(
+    "noise", [{"noise_std": -1.0}, {"noise_std": math.nan}, {"noise_std": 1.0, "max_noise_std": 0.5, "learn_noise": False}]
+)
 def test_bad_noise_is_refused(noise: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="noise_std"):
         bnnp.Gaussian(**noise)

@@ -138,3 +138,18 @@ def test_constant_columns_are_refused(column: str) -> None:
 
 def test_empty_context_has_no_points() -> None:
     assert Context.empty(2, 3, 1).x.shape == (2, 0, 3)
+
+
+def test_any_numpy_memory_is_accepted() -> None:
+    frozen = np.arange(6.0)
+    frozen.flags.writeable = False
+    model = bnnp.BNNP(1, 1, hidden=(np.int64(3),), seed=np.int64(0))  # type: ignore[arg-type]
+    a = model.condition(frozen, frozen[::-1], num_samples=2, seed=np.int64(1)).elbo  # type: ignore[arg-type]
+    b = model.condition(np.arange(6.0), np.arange(6.0)[::-1].copy(), num_samples=2, seed=1).elbo
+    assert torch.equal(a, b)
+    assert collate([(frozen, frozen), (frozen[:2], frozen[:2])]).counts.tolist() == [6, 2]
+
+
+def test_widths_must_be_a_sequence() -> None:
+    with pytest.raises(TypeError, match=r"sequence of widths such as \(64, 64\). Got 8"):
+        bnnp.BNNP(1, 1, hidden=8)  # type: ignore[arg-type]

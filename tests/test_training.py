@@ -249,6 +249,14 @@ def test_a_fixed_noise_keeps_its_size_in_the_units_of_y() -> None:
     torch.testing.assert_close((p.std**2 - p.epistemic_std**2).sqrt(), torch.full_like(p.std, 30.0), rtol=1e-3, atol=0)
 
 
+def test_a_bound_may_be_below_the_start_of_a_learned_noise() -> None:
+    """The start is relative to the spread of y, the bound in its units: they do not compare."""
+    small = [(x, 0.01 * y) for x, y in tasks()]
+    m = model(likelihood=bnnp.Gaussian(noise_std=0.1, max_noise_std=0.05))
+    bnnp.meta_train(m, small, **FAST)  # type: ignore[arg-type]
+    assert m.noise_std is not None and 0 < float(m.noise_std) < 0.05
+
+
 def test_a_bound_on_the_noise_holds_in_the_units_of_y() -> None:
     big = [(x, 1000 * torch.randn(x.shape, generator=torch.Generator().manual_seed(i))) for i, (x, _) in enumerate(tasks())]
     m = model(likelihood=bnnp.Gaussian(noise_std=0.1, max_noise_std=200.0))

@@ -1,8 +1,8 @@
 """Learn a prior over the weights of a Bayesian neural network from many data sets; get the posterior of a new one in one pass.
 
 A **prior** is a module that hands out weights as mean + L eps, with eps standard normal.
-A **network** is a module whose call on a context returns a **Posterior**: an immutable value that can predict, be sampled, and be
-conditioned on.
+A **network** is a module whose call on a context returns a **Posterior**: an immutable value that can predict and be
+sampled.
 """
 
 from bnnp import objectives

@@ -21,6 +21,7 @@ from bnnp.demos.common import DemoResult
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError as missing:  # this module is only ever imported to run the command
     sys.exit(f'The command line needs typer and rich ({missing}). Run: pip install "bnnp[cli]".')
@@ -92,11 +93,11 @@ def show(result: DemoResult) -> None:
     """Print tables, remarks and the places of all files."""
     console = Console(highlight=False, width=max(Console().width, NARROWEST))
     for table in result.tables:
-        drawn = Table(title=table.title, title_justify="left", title_style="bold")
+        drawn = Table(title=escape(table.title), title_justify="left", title_style="bold")
         for i, name in enumerate(table.header):
-            drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
+            drawn.add_column(escape(name), justify="right" if i else "left", no_wrap=True)
         for row in table.rows:
-            drawn.add_row(*row, style="bold" if row[0] == result.results["ours"] else None)
+            drawn.add_row(*map(escape, row), style="bold" if row[0] == result.results["ours"] else None)
         console.print(drawn)
         console.print()
     for remark in result.remarks:

@@ -60,7 +60,7 @@ class Gaussian(Likelihood):
         max_noise_std: an upper bound, in the units of y; noise = bound * sigmoid(raw).
 
     Raises:
-        ValueError: a noise or bound that is not positive, or a bound below a fixed noise.
+        ValueError: a noise or bound that is not positive, or a fixed noise that is not below the bound.
 
     Example:
         >>> Gaussian(noise_std=0.5).bind(2).noise_std.detach()
@@ -74,7 +74,7 @@ class Gaussian(Likelihood):
         for name, value in (("noise_std", noise_std), ("max_noise_std", max_noise_std)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"Expected {name} to be positive and finite. Got {value}.")
-        if max_noise_std is not None and noise_std >= max_noise_std:
+        if max_noise_std is not None and not learn_noise and noise_std >= max_noise_std:
             raise ValueError(f"Expected noise_std below max_noise_std={max_noise_std}. Got noise_std={noise_std}.")
         self._config = {"noise_std": noise_std, "learn_noise": learn_noise, "max_noise_std": max_noise_std}
         self._set(torch.ones(1))

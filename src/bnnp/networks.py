@@ -47,7 +47,7 @@ class BNNP(nn.Module):
         activation: "relu", "tanh", "silu", "gelu" or "sine".
         residual: add a layer's input to its output where the widths agree.
         last_layer: "exact": with a Gaussian likelihood the last layer is Bayesian linear regression with the likelihood's own
-            noise; "amortised": its noise is inferred for each point, as in the paper. Others likelihoods take no notice.
+            noise; "amortised": its noise is inferred for each point, as in the paper. Other likelihoods take no notice.
         shared_noise: one pseudo-noise for each point, shared by the units of a layer. With the "shared" prior this leaves one
             factorisation per layer, task and sample.
         net_hidden: hidden widths of the inference networks; those of the network where not given.
@@ -79,6 +79,8 @@ class BNNP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
+            raise TypeError(f"Expected hidden as a sequence of widths such as (64, 64). Got {hidden!r}.")
         widths = (check_count(x_dim, "x_dim"), *(check_count(w, "hidden width") for w in hidden), check_count(y_dim, "y_dim"))
         net_hidden = tuple(net_hidden) if net_hidden is not None else (tuple(hidden) or (64, 64))
         _choose(activation, ACTIVATIONS, "activation")
@@ -89,9 +91,9 @@ class BNNP(nn.Module):
             raise TypeError(f"Expected likelihood as bnnp.Gaussian(...) or bnnp.Bernoulli(). Got {type(likelihood).__name__}.")
         spec = Prior(prior) if isinstance(prior, str) else prior
         self._config: dict[str, Any] = {
-            "x_dim": x_dim,
-            "y_dim": y_dim,
-            "hidden": list(hidden),
+            "x_dim": widths[0],
+            "y_dim": widths[-1],
+            "hidden": list(widths[1:-1]),
             "prior": dataclasses.asdict(spec),
             "likelihood": {"kind": type(likelihood).__name__.lower(), **likelihood.config()},
             "activation": activation,
@@ -136,7 +138,10 @@ class BNNP(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Return what the model is built from, as plain numbers and strings."""
-        return copy.deepcopy(self._config)
+        config = copy.deepcopy(self._config)
+        config["prior"]["learn_mean"] = any(p.requires_grad for p in self.prior.means())
+        config["prior"]["learn_scale"] = any(p.requires_grad for p in self.prior.scales())
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> BNNP:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,16 +34,21 @@ def seeded(seed: int) -> torch.Generator:
     Raises:
         TypeError: the seed is not an integer.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"Expected seed as an integer. Got {type(seed).__name__}.")
-    return torch.Generator().manual_seed(seed)
+    try:
+        return torch.Generator().manual_seed(operator.index(seed))
+    except TypeError:
+        raise TypeError(f"Expected seed as an integer. Got {type(seed).__name__}.") from None
 
 
 def check_count(value: int, name: str) -> int:
     """Check a number of draws or steps: a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
         raise ValueError(f"Expected {name} as a positive integer. Got {value!r}.")
-    return value
+    return number
 
 
 @dataclass(frozen=True)
@@ -224,8 +230,8 @@ class Predictive(ABC):
         return self._out(self._posterior.scaling.y_inverse(f), task_axis=1)
 
     @abstractmethod
-    def cdf(self, yt: Any) -> Tensor:
-        """Return P(y <= yt) of each output, with shape (T, M, d_y)."""
+    def cdf(self, yt: Any, mask: Any = None) -> Tensor:
+        """Return P(y <= yt) of each output, with shape (T, M, d_y); where masked, it is that of a placeholder."""
 
     @abstractmethod
     def quantile(self, q: float) -> Tensor:
@@ -290,9 +296,9 @@ class GaussianPredictive(Predictive):
     def _mixture_cdf(self, y: Tensor) -> Tensor:
         return torch.special.ndtr((y - self._f) / self._std_s).mean(0)
 
-    def cdf(self, yt: Any) -> Tensor:
-        """Return P(y <= yt) of each output, with shape (T, M, d_y)."""
-        y = self._posterior.scaling.y(self._targets(yt, None).y)
+    def cdf(self, yt: Any, mask: Any = None) -> Tensor:
+        """Return P(y <= yt) of each output, with shape (T, M, d_y); where masked, it is that of a placeholder."""
+        y = self._posterior.scaling.y(self._targets(yt, mask).y)
         return self._out(self._mixture_cdf(to_compute(y, self._f.dtype)))
 
     def quantile(self, q: float) -> Tensor:
@@ -307,17 +313,18 @@ class GaussianPredictive(Predictive):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return self._out(0.5 * (low + high) * self._unit + self._shift)
 
-    def crps(self, yt: Any) -> Tensor:
-        """Return the continuous ranked probability score of each output, with shape (T, M, d_y), in the units of y.
+    def crps(self, yt: Any, mask: Any = None) -> Tensor:
+        """Return the continuous ranked probability score of each output, with shape (T, M, d_y), in the units of y; zero where masked.
 
         For a mixture: mean_i A(y - f_i, s_i^2) - 1/2 mean_ij A(f_i - f_j, s_i^2 + s_j^2), where A(m, v) = E|N(m, v)|.
         """
-        y = to_compute(self._posterior.scaling.y(self._targets(yt, None).y), self._f.dtype)
+        target = self._targets(yt, mask)
+        y = to_compute(self._posterior.scaling.y(target.y), self._f.dtype)
         first = _expected_abs(y - self._f, self._std_s**2).mean(0)
         second = torch.zeros_like(first)
         for f, s in zip(self._f, self._std_s, strict=True):
             second += _expected_abs(f - self._f, s**2 + self._std_s**2).mean(0) / len(self._f)
-        return self._out((first - 0.5 * second) * self._unit)
+        return self._out((first - 0.5 * second) * self._unit * target.mask.unsqueeze(-1).to(first.device))
 
 
 def _expected_abs(m: Tensor, v: Tensor) -> Tensor:
@@ -362,9 +369,9 @@ class SampledPredictive(Predictive):
         f = self._posterior.function_values(self._x, n, generator)
         return self._posterior.likelihood.sample(f, generator) if noisy else f.sigmoid()
 
-    def cdf(self, yt: Any) -> Tensor:
-        """Return P(y <= yt) of each output, with shape (T, M, d_y)."""
-        y = to_compute(self._targets(yt, None).y, self._f.dtype)
+    def cdf(self, yt: Any, mask: Any = None) -> Tensor:
+        """Return P(y <= yt) of each output, with shape (T, M, d_y); where masked, it is that of a placeholder."""
+        y = to_compute(self._targets(yt, mask).y, self._f.dtype)
         return self._out(torch.where(y >= 1, torch.ones_like(y), 1 - self._p.mean(0)))
 
     def quantile(self, q: float) -> Tensor:

@@ -52,12 +52,12 @@ class Standardiser(nn.Module):
         Raises:
             ValueError: a column has the same value at every point of every task.
         """
-        self.x_shift.copy_(self._moments([task.x for task in tasks], "x")[0])
-        self.x_scale.copy_(self._moments([task.x for task in tasks], "x")[1])
-        if self.scale_y:
-            shift, scale = self._moments([task.y for task in tasks], "y")
-            self.y_shift.copy_(shift)
-            self.y_scale.copy_(scale)
+        x_shift, x_scale = self._moments([task.x for task in tasks], "x")
+        y_shift, y_scale = self._moments([task.y for task in tasks], "y") if self.scale_y else (self.y_shift, self.y_scale)
+        for buffer, value in zip(
+            (self.x_shift, self.x_scale, self.y_shift, self.y_scale), (x_shift, x_scale, y_shift, y_scale), strict=True
+        ):
+            buffer.copy_(value)
         self.fitted.fill_(True)
 
     @staticmethod

@@ -113,8 +113,8 @@ def _as_tensor(value: Any, name: str, dtype: torch.dtype | None) -> Tensor:
         tensor = value
     else:
         try:
-            array = np.asarray(value)
-            tensor = torch.as_tensor(array)
+            # A copy, since torch takes neither negative strides nor memory that cannot be written to.
+            tensor = torch.from_numpy(np.array(value))
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"Expected {name} as a tensor or array of numbers. Got {type(value).__name__}: {error}. "
@@ -330,7 +330,10 @@ def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torc
     """
     if len(pairs) == 0:
         raise ValueError("Expected at least one pair (x, y) to collate. Got none.")
-    xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+    xs, ys = (
+        [_with_columns(_as_tensor(part, "each x and y", None), "each x and y", None, 2) for part in side]
+        for side in zip(*pairs, strict=True)
+    )
     counts = torch.tensor([x.shape[0] for x in xs])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(-1)
     x = torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)

@@ -24,6 +24,7 @@ from bnnp.checkpoint import model_header, read_bundle, write_atomically, write_b
 from bnnp.linalg import NotPositiveDefiniteError
 from bnnp.networks import BNNP
 from bnnp.objectives import OBJECTIVES
+from bnnp.posterior import check_count
 from bnnp.tasks import Task, TaskBatch, as_tasks, collate, split
 
 __all__ = ["TrainResult", "TrainState", "TrainingError", "meta_train"]
@@ -59,9 +60,7 @@ class Settings:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"Expected objective among {', '.join(sorted(OBJECTIVES))}. Got {self.objective!r}.")
         for name in ("steps", "batch_size", "num_samples", "validate_every", "log_every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected {name} as a positive integer. Got {value!r}.")
+            check_count(getattr(self, name), name)
         for name in ("learning_rate", "final_learning_rate", "beta"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -100,7 +99,7 @@ class TrainResult:
     """Report a finished run.
 
     Arguments:
-        history: one record for each logged step, as in the log file.
+        history: one record for each logged step; the log file has the same, and the seconds spent.
         best_step: the step whose parameters the model has now.
         best_score: validation score there (mean log predictive density per target point), or None without validation.
         skipped: steps that were left out because loss or gradient was not finite.
@@ -167,7 +166,7 @@ def meta_train(
         validate_every: steps between validations; a twentieth of the run where not given.
         log_every: steps between records.
         keep: "best": leave the model at its best validation score; "last".
-        resume: go on from the checkpoint in `folder`, if there is one.
+        resume: go on from the checkpoint in `folder`, if there is one; settings and number of tasks must be those of that run.
         progress: show a line of progress on standard error.
 
     Returns:
@@ -205,6 +204,8 @@ def _collections(model: BNNP, tasks: Any, validation: Any, seed: int) -> tuple[l
             raise ValueError(f"Expected validation as a proportion with tasks on both sides. Got {validation} of {len(train)} tasks.")
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
         train, held_out = [train[i] for i in order[count:]], [train[i] for i in order[:count]]
+    elif validation is not None and not isinstance(validation, Sequence):
+        raise TypeError(f"Expected validation as held-out tasks, or as a proportion such as 0.1. Got {validation!r}.")
     elif validation is not None:
         held_out = as_tasks(validation, model.x_dim, model.y_dim, model.dtype, name="validation")
     if len(train) < 2:

@@ -65,7 +65,7 @@ TRAINING: dict[str, Any] = {
 }
 NUM_VALIDATION = 100  # of the 180 validation images, while training
 PARTICLES = 64
-BATCH = 60  # images conditioned at once
+BATCH = 10  # images conditioned at once; with more, memory and not arithmetic takes the time
 ALMOST_CONSTANT = 0.05  # standard deviation of a pixel over the training images, below which it hardly varies
 
 OURS, MVN, PIXEL, GP, FIXED = "this model", "multivariate normal", "per-pixel normal", "GP per image", "same net, fixed prior"
@@ -398,6 +398,7 @@ def remarks(results: dict[str, Any], num_test: int) -> tuple[str, ...]:
         f"The hard rival is the multivariate normal, which knows these 64 places by heart. Against it this model is, at {hard}.",
         f"{flat} of the 64 pixels are almost constant (standard deviation below {ALMOST_CONSTANT:g}). The two normals give each place a "
         f"variance of its own and earn much density there; this model has one noise level for the whole image. "
-        f"At {some}, a pixel taken alone, this model minus the multivariate normal: {gap['almost constant']:+.2f} on those {flat}, {gap['varying']:+.2f} on the others.",
+        f"At {some}, a pixel taken alone, this model minus the multivariate normal: {gap['almost constant']:+.2f} on those {flat}, "
+        f"{gap['varying']:+.2f} on the others.",
         "The multivariate normal cannot be asked about other places; this model is a function of the place, at any resolution.",
     )

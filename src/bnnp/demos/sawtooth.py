@@ -66,7 +66,7 @@ CONTEXTS = (1, 2, 4, 8, 30)
 SHOWN = (1, 2, 4, 8)
 NUM_TARGETS = 50
 PARTICLES = 64
-BATCH = 50  # tasks conditioned at once
+BATCH = 10  # tasks conditioned at once; with more, memory and not arithmetic takes the time
 GRID_POINTS = 201
 NUM_FUNCTIONS = 500  # on each side of an energy distance
 # Where the smoothness of the rival is searched.
