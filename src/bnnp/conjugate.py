@@ -364,20 +364,24 @@ def draw_canonical(factor: Factor, A: Tensor, sites: Sites, num_samples: int, no
     if A.shape[-2] == 0:
         return z, A.new_zeros(A.shape[:2])
     if sites.columns(factor)[0] == 1:
-        q = site_sum(factor, A, sites).condition(factor)
-        return _draw(q, z), q.kl
+        return _draw_once(factor, A, sites, z)
     eps, kl = [], torch.zeros(A.shape[:2], dtype=A.dtype, device=A.device)
     for i, j in _chunks(d, 4 * A.shape[0] * T, max(A.shape[-2], k), k):
         part = Sites(sites.resid[..., i:j], _cut(sites.root_prec, i, j))
-        q = site_sum(factor.slice(i, j), A, part).condition(factor)
-        eps.append(_draw(q, z[..., i:j, :]))
-        kl = kl + q.kl
+        drawn, part_kl = _draw_once(factor.slice(i, j), A, part, z[..., i:j, :])
+        eps.append(drawn)
+        kl = kl + part_kl
     return torch.cat(eps, dim=-2), kl
 
 
-def _draw(q: Conditional, z: Tensor) -> Tensor:
-    """Draw once for each of S conditionals, or S times from one."""
-    return q.draw(z.unsqueeze(1)).squeeze(1) if q.m.shape[0] == 1 else q.draw(z)
+def _draw_once(factor: Factor, A: Tensor, sites: Sites, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw m + R^{-T} z, once for each of S conditionals or S times from one, with the KL divergence from the cheaper space.
+
+    The factor R does not depend on the order of the points (up to rounding), as a square root in function space would.
+    """
+    q = site_sum(factor, A, sites).condition(factor)
+    kl = q.kl if A.shape[-2] >= factor.rank else condition(factor, A, sites, "function").kl
+    return (q.draw(z.unsqueeze(1)).squeeze(1) if q.m.shape[0] == 1 else q.draw(z)), kl
 
 
 def computed(factor: Factor, A: Tensor, sites: Sites, dtype: torch.dtype) -> tuple[Factor, Tensor, Sites]:

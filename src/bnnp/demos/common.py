@@ -39,6 +39,7 @@ __all__ = [
     "joint_tables",
     "mean_and_error",
     "other_table",
+    "per_point",
     "plain_comparison",
     "plain_scores",
     "read_arrays",
@@ -179,6 +180,11 @@ def train(
         raise
 
 
+def per_point(history: Sequence[Mapping[str, Any]], points: float) -> list[dict[str, Any]]:
+    """Return the records of a training with the objective, a sum over the points of a task, divided by their number."""
+    return [{**record, "objective": None if record["objective"] is None else record["objective"] / points} for record in history]
+
+
 class Worker:
     """Run a function of the package in a second process with one thread, until it returns or the block is left.
 
@@ -194,7 +200,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile()
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", BOOTSTRAP],
+            [sys.executable, "-P", "-c", BOOTSTRAP],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,

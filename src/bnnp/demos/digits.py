@@ -28,6 +28,7 @@ from bnnp.demos.common import (
     coverage_table,
     joint_tables,
     other_table,
+    per_point,
     plain_comparison,
     plain_scores,
     read_arrays,
@@ -134,7 +135,8 @@ def run(
     reused = steps_done(folder / "learned") == steps and steps_done(folder / "fixed") == steps
     model = learned_model(seed)
     with Worker(rivals, str(folder), steps, seed, num_train or 0, num_test or 0) as worker:
-        say(progress, f"Learning the prior in {steps} steps; the same network under a fixed prior learns in a second process.")
+        if not reused:
+            say(progress, f"Learning the prior in {steps} steps; the same network under a fixed prior learns in a second process.")
         result = fit(model, images, folder / "learned", steps, seed, progress)
         model.save(out / "model")
         trained = time.perf_counter() - start
@@ -292,7 +294,7 @@ def draw_model(model: BNNP, result: TrainResult, images: Images, ours: list[Scor
     figures = {
         "learning_curve.png": (
             plots.learning_curve(
-                result.history, title="Learning the prior from many digits", label="objective per image (higher is better)"
+                per_point(result.history, SIDE**2), title="Learning the prior from many digits", label="score per pixel (higher is better)"
             ),
             "Learning: the objective on training batches, and the score on images held out",
         ),
@@ -305,7 +307,7 @@ def draw_model(model: BNNP, result: TrainResult, images: Images, ours: list[Scor
             "Test digits completed from 10, 25 and 50 % of their pixels: mean and uncertainty",
         ),
         "guesses.png": (
-            plots.coherent_completions(*guesses(model, images, seed)),
+            plots.coherent_completions(*guesses(model, images, seed), "One unseen digit: whole images that agree with the pixels seen"),
             "Several coherent completions of one test digit, from 10, 25 and 50 % of its pixels",
         ),
     }

@@ -28,6 +28,7 @@ from bnnp.demos.common import (
     coverage_table,
     joint_tables,
     other_table,
+    per_point,
     plain_comparison,
     plain_scores,
     read_arrays,
@@ -50,6 +51,7 @@ STEPS = 2000
 PROCESS = Sawtooth()
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 1000, 100, 200
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED, TRUTH_SEEDS = 0, 1, 2, (3, 4)
+POINTS = (40, 100)  # of a training task, the end excluded
 NETWORK: dict[str, Any] = {"hidden": (64, 64), "activation": "relu", "shared_noise": True, "factor_dtype": "float32"}
 LEARNED_PRIOR = Prior("shared", spread=0.8, input_scale=4.0)
 FIXED_PRIOR = Prior("shared", learn_mean=False, learn_scale=False)  # N(0, 1/p)
@@ -115,17 +117,18 @@ def run(
     reused = steps_done(folder / "learned") == steps and steps_done(folder / "fixed") == steps
     test, model = test_tasks(num_test), learned_model(seed)
     with Worker(rivals, str(folder), steps, seed, num_train, num_test) as worker:
-        say(progress, f"{num_train} training tasks of 40 to 99 points; {num_test} test tasks.")
-        say(progress, f"Learning the prior in {steps} steps; the same network under a fixed prior learns in a second process.")
+        say(progress, f"{num_train} training tasks of {POINTS[0]} to {POINTS[1] - 1} points; {num_test} test tasks.")
+        if not reused:
+            say(progress, f"Learning the prior in {steps} steps; the same network under a fixed prior learns in a second process.")
         result = fit(model, num_train, folder / "learned", steps, seed, progress)
         model.save(out / "model")
         trained = time.perf_counter() - start
         say(progress, f"Predicting test tasks from {', '.join(map(str, CONTEXTS))} points.")
-        smooth = tuned_gp(PROCESS.tasks(num_train, TRAIN_SEED))
+        smooth = tuned_gp(PROCESS.tasks(num_train, TRAIN_SEED, POINTS))
         arrays: dict[str, dict[str, FloatArray]] = {OURS: score(model, test, seed)}
         arrays |= {ORACLE: score(PROCESS, test, seed), GP: score(smooth, test, seed)}
         before = fixed_model(seed)
-        before.fit_scaling(as_tasks(PROCESS.tasks(num_train, TRAIN_SEED), 1, 1, before.dtype))
+        before.fit_scaling(as_tasks(PROCESS.tasks(num_train, TRAIN_SEED, POINTS), 1, 1, before.dtype))
         distances = prior_distances(before, model, seed)
         pictures = draw_model(before, model, result, test[0], out, seed)
         if worker.running:
@@ -153,7 +156,7 @@ def fixed_model(seed: int) -> BNNP:
 
 def fit(model: BNNP, num_train: int, folder: Path, steps: int, seed: int, progress: bool) -> TrainResult:
     """Train a network on the training tasks, with the validation tasks to choose the best step."""
-    tasks, validation = PROCESS.tasks(num_train, TRAIN_SEED), PROCESS.tasks(NUM_VALIDATION, VALIDATION_SEED)
+    tasks, validation = PROCESS.tasks(num_train, TRAIN_SEED, POINTS), PROCESS.tasks(NUM_VALIDATION, VALIDATION_SEED, POINTS)
     return train(model, tasks, validation, steps, folder, progress, seed=seed, **TRAINING)
 
 
@@ -169,7 +172,7 @@ def test_tasks(num_test: int) -> list[SyntheticTask]:
     return PROCESS.tasks(num_test, TEST_SEED, max(CONTEXTS) + NUM_TARGETS)
 
 
-def tuned_gp(tasks: list[SyntheticTask], num_tasks: int = 64, num_points: int = 40) -> SquaredExponentialGP:
+def tuned_gp(tasks: list[SyntheticTask], num_tasks: int = 64, num_points: int = POINTS[0]) -> SquaredExponentialGP:
     """Return the centred Gaussian process with SE kernel under which some training tasks are likeliest, by search on a grid."""
     x = torch.stack([task.x[:num_points] for task in tasks[:num_tasks]])
     y = torch.stack([task.y[:num_points] for task in tasks[:num_tasks]])
@@ -229,7 +232,11 @@ def draw_model(before: BNNP, after: BNNP, result: TrainResult, task: SyntheticTa
     ]
     figures = {
         "learning_curve.png": (
-            plots.learning_curve(result.history, title="Learning the prior from many tasks", label="objective per task (higher is better)"),
+            plots.learning_curve(
+                per_point(result.history, sum(POINTS) / 2),
+                title="Learning the prior from many tasks",
+                label="score per point (higher is better)",
+            ),
             "Learning: the objective on training batches, and the score on tasks held out",
         ),
         "prior.png": (plots.functions_1d(priors), "Functions drawn from the prior before and after learning, beside true ones"),
