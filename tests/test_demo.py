@@ -197,10 +197,10 @@ def test_differences_are_paired_and_have_the_right_sign() -> None:
     assert compared["weak"]["a"] == (0.5, 0.0)
     mean, error = compared["strong"]["a"]
     assert mean == pytest.approx(-1.0) and error == pytest.approx(0.1 / math.sqrt(3))
-    joint, against = common.joint_tables(invented(), "us", "point")
-    assert joint.rows[0] == ("us", "2.000 ± 0.577")
-    assert against.rows == (("weak", "better by 0.500 ± 0.000"), ("strong", "worse by 1.000 ± 0.058"))
-    assert common.coverage_table(invented(), "us").rows[1] == ("us", "50 / 80 / 97")
+    assert common.joint_table(invented(), "point").rows[0] == ("us", "2.000 ± 0.577")
+    against = common.difference_table(invented(), "us")
+    assert against.rows == (("weak", "a", "better by 0.500 ± 0.000"), ("strong", "a", "worse by 1.000 ± 0.058"))
+    assert common.other_table(invented(), "point").rows[0] == ("a", "us", "2.000", "2.000", "2.000", "50 / 80 / 97")
 
 
 @pytest.mark.parametrize(

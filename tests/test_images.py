@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnnp.data.images import images_to_tasks, load_digits, pixel_grid, random_pixels, split_images
+from bnnp.data.images import from_logit, images_to_tasks, load_digits, logit, pixel_grid, random_pixels, split_images
 
 
 def test_pixel_grid_runs_row_by_row_from_corner_to_corner() -> None:
@@ -127,3 +127,11 @@ def test_every_pixel_is_equally_likely_to_be_seen() -> None:
 def test_random_pixels_refuses_all_or_nothing(proportion: float) -> None:
     with pytest.raises(ValueError, match=r"inside \(0, 1\)"):
         random_pixels(1, 8, 8, proportion)
+
+
+def test_logit_is_undone_and_orders_grey_values() -> None:
+    v = np.linspace(0.0, 1.0, 101)
+    z = logit(v)
+    assert np.all(np.diff(z) > 0) and np.all(np.isfinite(z))
+    np.testing.assert_allclose(from_logit(z), v, atol=1e-12)
+    np.testing.assert_allclose(from_logit(np.array([-1e3, 1e3])), [0.0, 1.0])

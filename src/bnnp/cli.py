@@ -20,6 +20,7 @@ from bnnp.demos.common import DemoResult
 
 try:
     import typer
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -31,7 +32,7 @@ __all__ = ["app", "demo", "main", "version"]
 DEMOS = {"digits": digits.run, "sawtooth": sawtooth.run}
 STEPS = {"digits": digits.STEPS, "sawtooth": sawtooth.STEPS}
 USUAL_STEPS = ", ".join(f"{name}: {steps}" for name, steps in STEPS.items())
-NARROWEST = 110  # columns of text in a file or pipe, and at least in a terminal: a cut number is worse than a wrapped line
+NARROWEST = 100  # columns of text in a file or pipe, and at least in a terminal: a cut number is worse than a wrapped line
 
 app = typer.Typer(
     help="Learn a prior over neural-network weights from many related data sets; get the posterior of a new one in one pass.",
@@ -93,11 +94,15 @@ def show(result: DemoResult) -> None:
     """Print tables, remarks and the places of all files."""
     console = Console(highlight=False, width=max(Console().width, NARROWEST))
     for table in result.tables:
-        drawn = Table(title=escape(table.title), title_justify="left", title_style="bold")
-        for i, name in enumerate(table.header):
-            drawn.add_column(escape(name), justify="right" if i else "left", no_wrap=True)
+        drawn = Table(title=escape(table.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for name, *cells in zip(table.header, *table.rows, strict=True):
+            words = any(cell[:1].isalpha() for cell in cells)
+            drawn.add_column(escape(name), justify="left" if words else "right", no_wrap=True)
+        grouped = any(row[0] == "" for row in table.rows)
         for row in table.rows:
-            drawn.add_row(*map(escape, row), style="bold" if row[0] == result.results["ours"] else None)
+            if grouped and row[0]:
+                drawn.add_section()
+            drawn.add_row(*map(escape, row), style="bold" if result.results["ours"] in row[:2] else None)
         console.print(drawn)
         console.print()
     for remark in result.remarks:

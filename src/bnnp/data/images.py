@@ -17,7 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Digits", "ImageSplit", "images_to_tasks", "load_digits", "pixel_grid", "random_pixels", "split_images"]
+__all__ = [
+    "Digits",
+    "ImageSplit",
+    "from_logit",
+    "images_to_tasks",
+    "load_digits",
+    "logit",
+    "pixel_grid",
+    "random_pixels",
+    "split_images",
+]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -142,6 +152,34 @@ def load_digits(dequantise: bool = True, seed: int = 0) -> Digits:
     levels = np.asarray(source.images, dtype=np.float64)
     noise = np.random.default_rng(seed).random(levels.shape) if dequantise else np.full(levels.shape, 0.5)
     return Digits((levels + noise) / GREY_LEVELS, np.asarray(source.target, dtype=np.int64))
+
+
+def logit(values: FloatArray, margin: float = 0.01) -> FloatArray:
+    """Map grey values from [0, 1] to the real line, where Gaussian noise and Gaussian models make sense.
+
+        z = log(w / (1 - w)),   w = margin + (1 - 2 margin) v
+
+    Arguments:
+        values: grey values v in [0, 1], of any shape.
+        margin: keeps black and white finite.
+
+    Example:
+        >>> logit(np.array([0.5]))
+        array([0.])
+    """
+    w = margin + (1.0 - 2.0 * margin) * np.asarray(values, dtype=np.float64)
+    return np.log(w / (1.0 - w))
+
+
+def from_logit(values: FloatArray, margin: float = 0.01) -> FloatArray:
+    """Undo `logit`; what lies beyond black or white is cut off there.
+
+    Example:
+        >>> from_logit(logit(np.array([0.25, 1.0])))
+        array([0.25, 1.  ])
+    """
+    w = 0.5 * (1.0 + np.tanh(0.5 * np.asarray(values, dtype=np.float64)))
+    return np.clip((w - margin) / (1.0 - 2.0 * margin), 0.0, 1.0)
 
 
 def split_images(n: int, seed: int = 0, sizes: Sequence[float] | Sequence[int] = (0.7, 0.1, 0.2)) -> ImageSplit:

@@ -239,9 +239,11 @@ class ImageGP:
         width: number of columns.
         restarts: further starting points of the optimiser, drawn from the bounds.
         seed: of the restarts.
+        unit: how much of the images' own scale corresponds to one unit of grey value, for images that were transformed.
     """
 
-    def __init__(self, height: int = 8, width: int = 8, restarts: int = 2, seed: int = 0) -> None:
+    def __init__(self, height: int = 8, width: int = 8, restarts: int = 2, seed: int = 0, unit: float = 1.0) -> None:
+        self.unit = unit
         self.grid: FloatArray = pixel_grid(height, width, dtype=torch.float64).numpy()
         self.restarts = restarts
         self.seed = seed
@@ -254,10 +256,10 @@ class ImageGP:
             values: their grey values with shape (N,).
 
         Returns:
-            The constant mean and the fitted kernel, a function of coordinates.
+            The constant mean, and the fitted kernel of values divided by `unit`, a function of coordinates.
         """
         mean = float(values.mean())
-        return mean, _fit_kernel(places, values - mean, self.restarts, self.seed)
+        return mean, _fit_kernel(places, (values - mean) / self.unit, self.restarts, self.seed)
 
     def complete(self, images: FloatArray, seen: BoolArray) -> Completion:
         """Fit every image to its seen pixels and score the unseen; the joint density includes the noise.
@@ -272,7 +274,7 @@ class ImageGP:
         gaussians = []
         for image, mask in zip(images, seen, strict=True):
             mean, kernel = self.fit(self.grid[mask], image[mask])
-            gaussians.append((np.full(len(image), mean), np.asarray(kernel(self.grid))))
+            gaussians.append((np.full(len(image), mean), self.unit**2 * np.asarray(kernel(self.grid))))
         return _complete_each(images, seen, gaussians)
 
 

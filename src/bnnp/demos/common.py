@@ -35,8 +35,8 @@ __all__ = [
     "Table",
     "Worker",
     "comparison",
-    "coverage_table",
-    "joint_tables",
+    "difference_table",
+    "joint_table",
     "mean_and_error",
     "other_table",
     "per_point",
@@ -298,32 +298,38 @@ def comparison(scores: Scores, ours: str) -> dict[str, dict[str, tuple[float, fl
     }
 
 
-def joint_tables(scores: Scores, ours: str, unit: str) -> tuple[Table, Table]:
-    """Return the table of joint log-densities and that of paired differences."""
-    conditions = tuple(scores[ours])
-    rows = [(method, *(_plus_minus(*mean_and_error(of[name]["joint"])) for name in conditions)) for method, of in scores.items()]
-    first = Table(f"Log-density of all targets of a task together, per {unit} (higher is better)", ("method", *conditions), tuple(rows))
-    compared = comparison(scores, ours)
-    cells = [(rival, *(verdict(*of[name]) for name in conditions)) for rival, of in compared.items()]
-    return first, Table(f"{ours.capitalize()} against each rival, task by task (same unit)", ("rival", *conditions), tuple(cells))
+def joint_table(scores: Scores, unit: str) -> Table:
+    """Return the table of joint log-densities; with more than three conditions, these are the rows."""
+    title = f"Log-density of all targets of a task together, per {unit} (higher is better)"
+    conditions = tuple(next(iter(scores.values())))
+    cells = {(m, c): "{:.3f} ± {:.3f}".format(*mean_and_error(of[c]["joint"])) for m, of in scores.items() for c in conditions}
+    if len(conditions) <= 3:
+        return Table(title, ("method", *conditions), tuple((m, *(cells[m, c] for c in conditions)) for m in scores))
+    return Table(title, ("seen", *scores), tuple((c, *(cells[m, c] for m in scores)) for c in conditions))
 
 
-def other_table(scores: Scores, ours: str, unit: str) -> Table:
-    """Return the other scores, at all conditions in one cell."""
-    conditions = tuple(scores[ours])
-    names = {"marginal": "log-density, each alone", "crps": "CRPS (lower is better)", "rmse": "RMSE (lower is better)"}
-    rows = [(method, *(_joined(float(of[c][key].mean()) for c in conditions) for key in names)) for method, of in scores.items()]
-    return Table(f"Other scores per {unit}, at {', '.join(conditions)}", ("method", *names.values()), tuple(rows))
+def difference_table(scores: Scores, ours: str) -> Table:
+    """Return the table of paired differences in joint log-density."""
+    rows = [
+        (rival if i == 0 else "", name, verdict(*difference))
+        for rival, of in comparison(scores, ours).items()
+        for i, (name, difference) in enumerate(of.items())
+    ]
+    return Table("Compared task by task, same unit", ("rival", "seen", f"{ours} is"), tuple(rows))
 
 
-def coverage_table(scores: Scores, ours: str) -> Table:
-    """Return the share of true values inside the central intervals, at all levels in one cell."""
-    conditions = tuple(scores[ours])
+def other_table(scores: Scores, unit: str) -> Table:
+    """Return the other scores, and the share of true values inside central intervals."""
     nominal = " / ".join(f"{100 * level:.0f}" for level in LEVELS)
-    rows = [("stated", *(nominal for _ in conditions))]
-    for method, of in scores.items():
-        rows.append((method, *(" / ".join(f"{100 * share:.0f}" for share in of[c]["coverage"].mean(0)) for c in conditions)))
-    return Table("True values inside the 50, 80 and 95 % intervals, in %", ("method", *conditions), tuple(rows))
+    header = ("seen", "method", "density, each alone", "CRPS", "RMSE", f"inside {nominal} %")
+    rows = []
+    for name in next(iter(scores.values())):
+        for i, (method, of) in enumerate(scores.items()):
+            means = (f"{of[name][key].mean():.3f}" for key in ("marginal", "crps", "rmse"))
+            inside = " / ".join(f"{100 * share:.0f}" for share in of[name]["coverage"].mean(0))
+            rows.append((name if i == 0 else "", method, *means, inside))
+    title = f"Other scores per {unit} (log-density: higher is better; CRPS, RMSE: lower; intervals: as stated)"
+    return Table(title, header, tuple(rows))
 
 
 def plain_scores(scores: Scores) -> dict[str, Any]:
@@ -344,11 +350,3 @@ def _plain_condition(values: Mapping[str, FloatArray]) -> dict[str, Any]:
     named = {key: dict(zip(("mean", "se"), mean_and_error(v), strict=True)) for key, v in values.items() if key != "coverage"}
     shares = values["coverage"].mean(0)
     return {**named, "coverage": {f"{level:g}": float(share) for level, share in zip(LEVELS, shares, strict=True)}}
-
-
-def _plus_minus(mean: float, error: float) -> str:
-    return f"{mean:.3f} ± {error:.3f}"
-
-
-def _joined(values: Any) -> str:
-    return " / ".join(f"{value:.3f}" for value in values)
