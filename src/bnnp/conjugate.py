@@ -22,6 +22,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ class Conditional:
     @property
     def trace(self) -> Tensor:
         """Return the trace of the covariance of eps, summed over units, with shape (*B)."""
-        inner = lower_inverse(self.root).square().sum((-3, -2, -1))
+        inner = self._inverse_root.square().sum((-3, -2, -1))
         if self.B is not None:
             inner = inner + (self.B.shape[-1] - self.B.shape[-2]) * self.B.shape[-3]
         return self.m.shape[-1] * inner
@@ -221,6 +222,11 @@ class Conditional:
         """Return log Z = log N(y~; A mean, A L L^T A^T + diag(1 / lambda)) summed over units, with shape (*B)."""
         return 0.5 * (self.log_prec - self.count * math.log(2 * math.pi) - self.log_det - self.quad)
 
+    @cached_property
+    def _inverse_root(self) -> Tensor:
+        """Return R^{-1} (or C^{-1}): the trace needs it, and once there it turns the solves for variances into products."""
+        return lower_inverse(self.root)
+
     def _projected(self, A: Tensor) -> Tensor:
         """Return A L laid out as (*B, U, M, k), one block for each unit unless the units share q's covariance."""
         return self.factor.project(A).movedim(-2, -3).expand(*self.m.shape[:-3], self.m.shape[-3], -1, -1)
@@ -228,8 +234,8 @@ class Conditional:
     def _half(self, P: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return V, and P or None, such that A w has covariance V^T V, or P P^T - V^T V."""
         if self.B is None:
-            return solve_lower(self.root, P.mT), None
-        return solve_lower(self.root, self.B @ P.mT), P
+            return self._inverse_root @ P.mT, None
+        return self._inverse_root @ (self.B @ P.mT), P
 
     def variance(self, A: Tensor) -> Tensor:
         """Return the variances of A w with shape (*B, M, d) for features A with shape (*B, M, p)."""
@@ -419,7 +425,11 @@ def draw_fused(factor: Factor, A: Tensor, sites: Sites, num_samples: int, normal
     r = _to_columns(resid, blocks).contiguous()
     rz = _columns_of_draws(resid - z, Sa, blocks)
     e0 = _columns_of_draws(eps_0.mT, Sa, blocks)
-    eps, kl = _FusedDraw.apply(factor, A, sites.root_prec, r, rz, e0, *factor.tensors)  # type: ignore[no-untyped-call]
+    if blocks == 1:  # one small B for all units: kept for the backward pass instead of made again
+        B = _whiten(factor, A, sites.root_prec).expand(Sa, T, 1, N, k)
+        eps, kl = _FusedDraw.apply(None, B, None, r, rz, e0)  # type: ignore[no-untyped-call]
+    else:
+        eps, kl = _FusedDraw.apply(factor, A, sites.root_prec, r, rz, e0, *factor.tensors)  # type: ignore[no-untyped-call]
     out = eps.unflatten(-1, (-1, S // Sa)).permute(5, 0, 1, 2, 4, 3)  # (S/Sa, Sa, T, U, C, k)
     return out.reshape(S, T, d, k), kl
 
@@ -432,13 +442,13 @@ def _columns_of_draws(x: Tensor, Sa: int, blocks: int) -> Tensor:
 
 
 class _FusedDraw(torch.autograd.Function):
-    """Compute (eps, KL) from B = diag(root_prec) A L, in chunks of blocks."""
+    """Compute (eps, KL) from B = diag(root_prec) A L, in chunks of blocks; without a factor, B itself comes in the place of A."""
 
     @staticmethod
     def forward(
-        ctx: Any, factor: Factor, A: Tensor, root: Tensor, r: Tensor, rz: Tensor, e0: Tensor, *tensors: Tensor
+        ctx: Any, factor: Factor | None, A: Tensor, root: Tensor | None, r: Tensor, rz: Tensor, e0: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        Sa, T, N, _ = A.shape
+        Sa, T, N = r.shape[0], r.shape[1], r.shape[3]
         k, blocks = e0.shape[-2], r.shape[2]
         ctx.weight = k <= N
         ctx.chunks = _chunks(blocks, Sa * T, N, max(k, N))
@@ -446,7 +456,7 @@ class _FusedDraw(torch.autograd.Function):
         eps, m = torch.empty_like(e0), r.new_empty(Sa, T, blocks, k, r.shape[-1])
         kl, inverses = r.new_zeros(Sa, T), []
         for i, j in ctx.chunks:
-            B = _whiten(factor.slice(i, j), A, _cut(root, i, j))
+            B = A if factor is None or root is None else _whiten(factor.slice(i, j), A, _cut(root, i, j))
             at = (slice(None), slice(None), slice(i, j))
             Q, half_log_det = _inverse_root(B, ctx.weight)
             m[at] = _apply(B, Q, B.mT @ r[at], r[at], ctx.weight)
@@ -464,17 +474,14 @@ class _FusedDraw(torch.autograd.Function):
         g_eps, g_kl = grads
         A, root, r, rz, eps, m, *rest = ctx.saved_tensors
         tensors, inverses = rest[: ctx.num_tensors], rest[ctx.num_tensors :]
-        factor = ctx.factor.rebuild(*(t.detach() for t in tensors))
+        factor = None if ctx.factor is None else ctx.factor.rebuild(*(t.detach() for t in tensors))
         g = g_kl[:, :, None, None, None]
         g_r, g_rz = torch.empty_like(r), torch.empty_like(rz)
-        g_A, g_root = torch.zeros_like(A), torch.zeros_like(root)
+        g_A, g_root = torch.zeros_like(A), None if root is None else torch.zeros_like(root)
         g_tensors = [torch.zeros_like(t) for t in tensors]
         for (i, j), Q in zip(ctx.chunks, inverses, strict=True):
             at = (slice(None), slice(None), slice(i, j))
-            with torch.enable_grad():
-                part = factor.slice(i, j)
-                leaves = [t.detach().requires_grad_() for t in (A, _cut(root, i, j), *part.tensors)]
-                B_leaf = _whiten(part.rebuild(*leaves[2:]), leaves[0], leaves[1])
+            leaves, B_leaf = ([], A) if factor is None else _whiten_again(factor.slice(i, j), A, _cut(root, i, j))
             B = B_leaf.detach()
             inner = Q.mT @ Q  # Sigma in weight space, G^{-1} in function space
             c = _solve(B, inner, g_eps[at], ctx.weight)
@@ -484,12 +491,22 @@ class _FusedDraw(torch.autograd.Function):
             g_B = (B @ D if ctx.weight else D @ B).mul_(g * r.shape[-1])
             _add_products(g_B, -Bc, eps[at], rz[at] - B @ eps[at], c, -Be, m[at], r[at] - B @ m[at], e)
             g_r[at], g_rz[at] = Be, Bc
+            if g_root is None:
+                g_A = g_B
+                continue
             found = torch.autograd.grad(B_leaf, leaves, g_B)
             g_A += found[0]
             _cut(g_root, i, j).add_(found[1])
             for total, piece in zip(g_tensors, found[2:], strict=True):
                 (total if total.shape[0] == 1 else total[i:j]).add_(piece)
         return (None, g_A, g_root, g_r, g_rz, None, *g_tensors)
+
+
+def _whiten_again(part: Factor, A: Tensor, root: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Make B of one chunk again, with a graph that leads to A, to the precisions and to the factor."""
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (A, root, *part.tensors)]
+        return leaves, _whiten(part.rebuild(*leaves[2:]), leaves[0], leaves[1])
 
 
 def _add_products(total: Tensor, *pairs: Tensor) -> None:

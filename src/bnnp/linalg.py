@@ -90,7 +90,7 @@ def cholesky(M: Tensor) -> Tensor:
         R, again = torch.linalg.cholesky_ex(M + torch.diag_embed(jitter.expand_as(diagonal)))
         if not bool((again > 0).any()):
             warnings.warn(
-                f"{int((info > 0).sum())} of {info.numel()} matrices needed a jitter of up to {float(jitter.max()):.2e} on the "
+                f"{int((info > 0).sum())} of {info.numel()} matrices needed a jitter of up to {float(jitter.detach().max()):.2e} on the "
                 f"diagonal ({factor:.0e} units of rounding in {M.dtype}) to be factorised. Use float64 factorisations "
                 "(factor_dtype) or a larger noise.",
                 NumericalWarning,

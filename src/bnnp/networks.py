@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -215,21 +216,20 @@ class BNNP(nn.Module):
             skip = self.architecture.skip(H, layer.d_out)
             H = A @ W.mT
             H = H if skip is None else H + skip
-        last = None
-        if self.likelihood.conjugate:
-            last = self._condition_last(H.expand(num_samples, *H.shape[1:]), context, canonical)
-            kl = kl + last.kl
-        return Particles(self.architecture, tuple(weights), kl, output, last, noise_of(self.likelihood), self.factor_dtype)
+        noise = noise_of(self.likelihood)
+        if not self.likelihood.conjugate:
+            return Particles(self.architecture, tuple(weights), kl, output, None, noise, self.factor_dtype)
+        H = H.expand(num_samples, *H.shape[1:])
+        at_context = (self.architecture.layer_input(H, len(hidden)), self.architecture.skip(H, output.d_out))
+        last = self._condition_last(at_context, context, canonical)
+        exact = output.net is None
+        return Particles(self.architecture, tuple(weights), kl, output, last, noise, self.factor_dtype, at_context, exact)
 
-    def _output_sites(self, H: Tensor, context: Context) -> tuple[Tensor, Sites]:
-        output = self._layers[-1]
-        A, skip = self.architecture.layer_input(H, len(self._layers) - 1), self.architecture.skip(H, output.d_out)
+    def _condition_last(self, features: tuple[Tensor, Tensor | None], context: Context, canonical: bool) -> Conditional:
+        output, (A, skip) = self._layers[-1], features
         pseudo_y, root = self._sites(output, context)
-        return A, output.sites(A, pseudo_y if skip is None else pseudo_y - skip, root)
-
-    def _condition_last(self, H: Tensor, context: Context, canonical: bool) -> Conditional:
-        A, sites = self._output_sites(H, context)
-        factor, A, sites = computed(self._layers[-1].prior.factor(), A, sites, self.factor_dtype)
+        sites = output.sites(A, pseudo_y if skip is None else pseudo_y - skip, root)
+        factor, A, sites = computed(output.prior.factor(), A, sites, self.factor_dtype)
         return condition(factor, A, sites, "weight" if canonical and factor.rank <= CANONICAL_RANK else None)
 
     def paired_particles(self, context: Context, target: Context, num_samples: int, normal: Normal) -> tuple[Particles, Tensor]:
@@ -267,7 +267,8 @@ class BNNP(nn.Module):
             H = A @ W.mT
             H = H if skip is None else H + skip
         noise = noise_of(self.likelihood)
-        return Particles(self.architecture, tuple(weights), kl, self._layers[-1], last, noise, self.factor_dtype), kl
+        hidden_kl = torch.full_like(kl, math.nan)  # the divergence from the prior is not computed here
+        return Particles(self.architecture, tuple(weights), hidden_kl, self._layers[-1], last, noise, self.factor_dtype), kl
 
     def forward(self, context: Context, num_samples: int = 64, seed: int = 0, single: bool = False) -> Posterior:
         """Return the posterior given a checked context in the user's units; differentiable, see `condition` for data.

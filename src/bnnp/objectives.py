@@ -55,6 +55,13 @@ def _expected_log_lik(model: BNNP, particles: Particles, points: Context) -> Ten
     return particles.expected_log_lik(points.x, points.y, points.mask).mean(0)
 
 
+def _elbo(model: BNNP, particles: Particles, context: Context, beta: float) -> Tensor:
+    """Return ELL - beta KL of the context (scaled) with shape (T,)."""
+    if particles.last is None:
+        return (_drawn_log_lik(model, particles, context) - beta * particles.kl).mean(0)
+    return particles.elbo(context.y, context.mask, beta).mean(0)
+
+
 def _log_predictive(model: BNNP, particles: Particles, points: Context) -> Tensor:
     """Return PPL of these points (scaled) with shape (T,)."""
     if particles.last is None:
@@ -79,7 +86,7 @@ def avi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Genera
     """
     context = model.scale(batch.context)
     particles = model.particles(context, num_samples, _normal(model, generator))
-    return _expected_log_lik(model, particles, context) - beta * particles.kl.mean(0) - _volume(model, context)
+    return _elbo(model, particles, context, beta) - _volume(model, context)
 
 
 def npml(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -99,7 +106,7 @@ def pp_avi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gen
     context, target = model.scale(batch.context), model.scale(batch.target)
     particles = model.particles(context, num_samples, _normal(model, generator))
     predictive = _log_predictive(model, particles, target) - _volume(model, target)
-    return beta * predictive + _expected_log_lik(model, particles, context) - _volume(model, context) - beta * particles.kl.mean(0)
+    return beta * predictive + _elbo(model, particles, context, beta) - _volume(model, context)
 
 
 def npvi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Generator) -> Tensor:

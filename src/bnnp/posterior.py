@@ -83,29 +83,38 @@ class Particles:
     Arguments:
         architecture: how the layers are joined.
         weights: drawn weights of each layer, with shape (S, T, d_l, p_l); without the last layer where it is collapsed.
-        kl: KL divergence of each particle's chain, with shape (S, T).
+        hidden_kl: KL divergence of each particle's drawn layers, with shape (S, T).
         output: the last layer.
         last: q of the last layer given each particle's hidden weights, with batch (S, T), or None where it was drawn.
         noise_std: noise of the Gaussian likelihood with shape (d_y,), where the last layer is collapsed.
         dtype: precision of the factorisations.
+        at_context: the last layer's features at the context points and what a residual connection adds there, where it is collapsed.
+        exact: the last layer has seen the context with the likelihood's own noise, and nothing else.
     """
 
     architecture: Architecture
     weights: tuple[Tensor, ...]
-    kl: Tensor
+    hidden_kl: Tensor
     output: AmortisedLinear
     last: Conditional | None
     noise_std: Tensor | None
     dtype: torch.dtype
+    at_context: tuple[Tensor, Tensor | None] | None = None
+    exact: bool = False
 
     @property
     def num_samples(self) -> int:
         """Return S."""
-        return self.kl.shape[0]
+        return self.hidden_kl.shape[0]
+
+    @property
+    def kl(self) -> Tensor:
+        """Return the KL divergence of each particle's chain, with shape (S, T)."""
+        return self.hidden_kl if self.last is None else self.hidden_kl + self.last.kl
 
     def output_features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the last layer's features A (S, T, M, p) and what a residual connection adds to its output."""
-        H = self.architecture.hidden(x, self.weights).expand(*self.kl.shape, -1, -1)
+        H = self.architecture.hidden(x, self.weights).expand(*self.hidden_kl.shape, -1, -1)
         return self.architecture.layer_input(H, len(self.weights)), self.architecture.skip(H, self.output.d_out)
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -121,10 +130,10 @@ class Particles:
         f = f if skip is None else f + to_compute(skip, self.dtype)
         return f, self.last.variance(to_compute(A, self.dtype))
 
-    def sites(self, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Sites]:
+    def sites(self, features: tuple[Tensor, Tensor | None], y: Tensor, mask: Tensor) -> tuple[Tensor, Sites]:
         """Return the last layer's features and observations of y there, with the likelihood's own noise."""
         assert self.noise_std is not None
-        A, skip = self.output_features(x)
+        A, skip = features
         y = y if skip is None else y - skip
         root = mask.unsqueeze(-1) / self.noise_std
         sites = self.output.sites(A, y, root)
@@ -136,13 +145,27 @@ class Particles:
         The last layer is integrated out: the ratio of its evidences with and without these points.
         """
         assert self.last is not None
-        A, sites = self.sites(x, y, mask)
+        A, sites = self.sites(self.output_features(x), y, mask)
         return self.last.update(A, sites).log_z - self.last.log_z
 
     def expected_log_lik(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         """Return E[sum_n log p(y_n | f(x_n))] over q of the last layer, with shape (S, T)."""
         assert self.last is not None
-        return self.last.expected_log_lik(*self.sites(x, y, mask))
+        return self.last.expected_log_lik(*self.sites(self.output_features(x), y, mask))
+
+    def context_log_lik(self, y: Tensor, mask: Tensor) -> Tensor:
+        """Return E[sum_n log p(y_n | f(x_n))] of the context over q of the last layer, with shape (S, T)."""
+        assert self.last is not None and self.at_context is not None
+        return self.last.expected_log_lik(*self.sites(self.at_context, y, mask))
+
+    def elbo(self, y: Tensor, mask: Tensor, beta: float = 1.0) -> Tensor:
+        """Return the context's expected log-likelihood minus beta times the KL divergence, of each particle, with shape (S, T).
+
+        Where the last layer is exact and beta is 1, its share is its log evidence, which costs less than the two parts.
+        """
+        if self.exact and beta == 1.0 and self.last is not None:
+            return self.last.log_z - self.hidden_kl
+        return self.context_log_lik(y, mask) - beta * self.kl
 
 
 class Predictive(ABC):
@@ -446,20 +469,16 @@ class Posterior:
     @property
     def elbo(self) -> Tensor:
         """Return E_q[log p(y_c | f(x_c))] - KL(q || p) with shape (T,): a lower bound of the log evidence of the context."""
-        return self._per_task(self.context_log_lik() - self.particles.kl.mean(0))
-
-    def context_log_lik(self) -> Tensor:
-        """Return E_q[sum_n log p(y_n | f(x_n))] of the context with shape (T,), in the precision of the factorisations."""
         x, y, mask = self.scaling.x(self.context.x), self.scaling.y(self.context.y), self.context.mask
         particles = self.particles
         if particles.last is not None:
-            value = particles.expected_log_lik(x, y, mask).mean(0)
+            value = particles.elbo(y, mask).mean(0)
         else:
             f = to_compute(particles.outputs(x), particles.dtype)
             each = self.likelihood.log_prob(f, to_compute(y, f.dtype)) * to_compute(mask, f.dtype)
-            value = each.sum(-1).mean(0)
+            value = (each.sum(-1) - particles.kl).mean(0)
         volume = to_compute(self.scaling.log_volume, value.dtype)
-        return value - self.context.counts.to(value.device) * volume
+        return self._per_task(value - self.context.counts.to(value.device) * volume)
 
     def _per_task(self, value: Tensor) -> Tensor:
         value = value.to(self.context.x.dtype).to(self.context.x.device)

@@ -49,18 +49,18 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 # The settings of the demo. The tasks do not depend on the seed of the run, so that the numbers of different seeds compare.
 STEPS = 2000
 PROCESS = Sawtooth()
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 1000, 100, 200
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 10000, 100, 200
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED, TRUTH_SEEDS = 0, 1, 2, (3, 4)
 POINTS = (40, 100)  # of a training task, the end excluded
-NETWORK: dict[str, Any] = {"hidden": (64, 64), "activation": "relu", "shared_noise": True}
-LEARNED_PRIOR = Prior("shared", spread=0.8, input_scale=4.0)
+NETWORK: dict[str, Any] = {"hidden": (64, 64), "activation": "sine", "shared_noise": True, "factor_dtype": "float32"}
+LEARNED_PRIOR = Prior("shared", spread=0.95, input_scale=8.0)
 FIXED_PRIOR = Prior("shared", learn_mean=False, learn_scale=False)  # N(0, 1/p)
-NOISE_STD, MAX_NOISE_STD = 0.05, 0.3
+NOISE_STD, MAX_NOISE_STD = 0.1, 0.3
 TRAINING: dict[str, Any] = {
     "objective": "pp_avi",
     "batch_size": 20,
     "num_samples": 2,
-    "learning_rate": 0.03,
+    "learning_rate": 0.02,
     "final_learning_rate": 1e-4,
     "context": (1, 30),
 }
