@@ -18,6 +18,7 @@ import bnnp
 from bnnp import plots
 from bnnp.checkpoint import write_atomically
 from bnnp.data.synthetic import Sawtooth
+from bnnp.demos.common import per_point
 from bnnp.evaluation import energy_distance_test, evaluate
 
 CONTEXTS = (3, 10, 30)
@@ -121,7 +122,9 @@ def main() -> None:
     write_atomically(args.out / "results.json", json.dumps(report, indent=1).encode())
     truth = process.sample(grid, 8, torch.Generator().manual_seed(6))[..., 0]
     picture(args.out, grid, truth, before, after, model)
-    plots.save_figure(plots.learning_curve(result.history), args.out / "learning.png")
+    points = sum(len(x) for x, _ in tasks) / len(tasks)
+    curve = plots.learning_curve(per_point(result.history, points), label="score per point (higher is better)")
+    plots.save_figure(curve, args.out / "learning.png")
     print(json.dumps({key: report[key] for key in ("seconds", "validation", "prior")}, indent=1))
     print(f"Written to {args.out}")
 
