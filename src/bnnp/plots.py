@@ -331,7 +331,7 @@ def scores_bar(
     table: Mapping[str, Mapping[str, tuple[float, float]]],
     label: str = "log-density per unseen pixel (higher is better)",
     title: str = "How well are the unseen pixels predicted?",
-    zero: str | None = "0: a uniform guess over the grey scale",
+    zero: str | None = None,
 ) -> Figure:
     """Draw one group of bars per condition and one bar per method, with the standard error as a whisker.
 

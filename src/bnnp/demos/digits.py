@@ -47,11 +47,11 @@ BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 
 # The settings of the demo, chosen on validation images. Division, dequantisation and seen pixels are fixed, so that the numbers of
 # different seeds (initial weights, batches, draws) compare.
-STEPS = 2000
+STEPS = 1800
 SIDE = 8
 DATA_SEED = 0
 PROPORTIONS = (0.10, 0.25, 0.50)
-NETWORK: dict[str, Any] = {"hidden": (64, 64), "activation": "sine", "shared_noise": True, "factor_dtype": "float32"}
+NETWORK: dict[str, Any] = {"hidden": (64, 64), "activation": "sine", "shared_noise": True}
 LEARNED_PRIOR = Prior("shared", spread=0.8, input_scale=4.0)
 FIXED_PRIOR = Prior("shared", learn_mean=False, learn_scale=False)  # N(0, 1/p)
 NOISE_STD = 0.5  # where its learning starts, in standard deviations of y

@@ -52,7 +52,7 @@ PROCESS = Sawtooth()
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 10000, 100, 200
 TRAIN_SEED, VALIDATION_SEED, TEST_SEED, TRUTH_SEEDS = 0, 1, 2, (3, 4)
 POINTS = (40, 100)  # of a training task, the end excluded
-NETWORK: dict[str, Any] = {"hidden": (64, 64), "activation": "sine", "shared_noise": True, "factor_dtype": "float32"}
+NETWORK: dict[str, Any] = {"hidden": (64, 64), "activation": "sine", "shared_noise": True}
 LEARNED_PRIOR = Prior("shared", spread=0.95, input_scale=8.0)
 FIXED_PRIOR = Prior("shared", learn_mean=False, learn_scale=False)  # N(0, 1/p)
 NOISE_STD, MAX_NOISE_STD = 0.1, 0.3
