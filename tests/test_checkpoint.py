@@ -57,6 +57,14 @@ def test_saving_twice_leaves_two_files(tmp_path: Path) -> None:
     assert bnnp.load(tmp_path).config["hidden"] == [4]
 
 
+def test_saving_leaves_other_files_alone(tmp_path: Path) -> None:
+    other = tmp_path / "model-00001-of-00002.safetensors"
+    other.write_bytes(b"mine")
+    bnnp.BNNP(1, 1, hidden=(3,)).save(tmp_path)
+    bnnp.BNNP(1, 1, hidden=(4,)).save(tmp_path)
+    assert other.read_bytes() == b"mine"
+
+
 def test_a_failed_write_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bnnp.BNNP(1, 1, hidden=(3,)).save(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -120,6 +128,12 @@ DAMAGE = {
 def test_damaged_files_get_one_clear_error(what: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=DAMAGE[what]):
         bnnp.load(damaged(tmp_path, what))
+
+
+def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    bnnp.BNNP(1, 1, hidden=(3,)).save(tmp_path / "m")
+    assert {p.stat().st_mode for p in (tmp_path / "m").iterdir()} == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_no_model_there(tmp_path: Path) -> None:

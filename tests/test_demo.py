@@ -76,14 +76,14 @@ def test_a_stopped_training_goes_on_and_ends_the_same(tmp_path: Path, monkeypatc
     images = digits.load(60, 4)
     whole, halved, again = (digits.learned_model(0) for _ in range(3))
     digits.fit(whole, images, tmp_path / "whole", 6, 0, progress=False)
-    taken = []
+    objective = bnnp.training._Run._objective
 
-    def stop(record: Any, *_: Any) -> None:
-        taken.append(record)
-        if len(taken) == 4:
+    def stop(run: Any, batch: Any) -> torch.Tensor:
+        if run.state.step == 4:
             raise KeyboardInterrupt
+        return objective(run, batch)
 
-    monkeypatch.setattr(bnnp.training._Run, "_note_best", stop)
+    monkeypatch.setattr(bnnp.training._Run, "_objective", stop)
     with pytest.raises(KeyboardInterrupt):
         digits.fit(halved, images, tmp_path / "halved", 6, 0, progress=False)
     monkeypatch.undo()

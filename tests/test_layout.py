@@ -36,7 +36,8 @@ CORE = [
 EDGE: dict[str, set[str]] = {
     "evaluation": set(),
     "checkpoint": set(),
-    "training": {"checkpoint", "evaluation"},
+    "progress": set(),
+    "training": {"checkpoint", "evaluation", "progress"},
     "inference": set(),
     "data": set(),
     "plots": set(),

@@ -13,7 +13,8 @@ import bnnp
 import reference
 import scenarios
 from bnnp.networks import BNNP
-from bnnp.tasks import Context
+from bnnp.posterior import seeded
+from bnnp.tasks import Context, collate
 from laws import INSTANCES, randn, relative_error
 
 LAWS = pytest.mark.parametrize("kind, shared", INSTANCES, ids=lambda value: str(value))
@@ -114,7 +115,7 @@ def test_an_empty_context_gives_the_prior_exactly(kind: str, shared: bool) -> No
     last = empty.particles.last
     assert last is not None and float(last.mean.abs().max()) == 0.0
     torch.testing.assert_close(last.covariance, torch.eye(5, dtype=torch.float64).expand_as(last.covariance))
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0, "particles")
     for layer, W in zip(model.prior.layers, empty.particles.weights, strict=False):
         eps = randn(4, 1, layer.d_out, layer.p, generator=g)
         torch.testing.assert_close(W, layer.rsample(eps))
@@ -338,6 +339,44 @@ def test_prior_samples_are_coherent_functions_of_the_prior() -> None:
     torch.testing.assert_close(model.prior_samples(xt[2:4], 5, seed=3), f[:, 2:4])
 
 
+def test_layers_drawn_with_equal_seeds_are_independent() -> None:
+    """The default seed of the particles and of the draws from them is the same; their numbers must not be."""
+    model = BNNP(1, 1, hidden=(1,), seed=1).double()
+    posterior = model.condition(torch.zeros(0, 1), torch.zeros(0, 1), num_samples=4000, seed=0)
+    first, last = posterior.sample_weights(4000, seed=0)
+    correlation = torch.corrcoef(torch.stack([first.flatten(1)[:, 0], last.flatten(1)[:, 0]]))[0, 1]
+    assert abs(float(correlation)) < 5 / math.sqrt(4000)
+
+
+def test_a_posterior_does_not_follow_the_arrays_it_was_given() -> None:
+    for last_layer in ("exact", "amortised"):
+        model, (x, y), (xt, yt) = build(last_layer=last_layer), data((6,))[0], data((4,), seed=2)[0]
+        posterior = model.condition(x, y, num_samples=3)
+        p, asked = posterior.predict(xt), xt.clone()
+        before = posterior.elbo, p.log_prob(yt, joint=True), p.sample(2)
+        for tensor in (x, y, xt):
+            tensor.mul_(10.0)
+        assert torch.equal(posterior.elbo, before[0]) and torch.equal(p.log_prob(yt, joint=True), before[1])
+        assert torch.equal(p.sample(2), before[2]) and torch.equal(posterior.predict(asked).mean, p.mean)
+
+
+def test_predicting_between_does_not_change_a_gradient() -> None:
+    found = []
+    for look in (False, True):
+        model = build()
+        posterior = model(collate(data((6,))), num_samples=3)
+        if look:
+            posterior.predict(torch.zeros(2, 2))
+        posterior.kl.sum().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_call_takes_a_context() -> None:
+    with pytest.raises(TypeError, match=r"model\.condition\(x, y\)"):
+        build()(torch.zeros(3, 2), torch.zeros(3, 2))
+
+
 class TestBernoulli:
     def test_a_linear_model_agrees_with_quadrature(self) -> None:
         """The bound stays below the exact evidence, and importance weights of the particles recover it."""
@@ -382,6 +421,7 @@ BAD = {
     "width": ({"hidden": (0,)}, "hidden width as a positive integer"),
     "x_dim": ({"x_dim": -1}, "x_dim as a positive integer"),
     "precision": ({"factor_dtype": "float16"}, "factor_dtype among"),
+    "inference width": ({"net_hidden": (0,)}, "net_hidden width as a positive integer"),
 }
 
 

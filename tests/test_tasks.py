@@ -153,3 +153,21 @@ def test_any_numpy_memory_is_accepted() -> None:
 def test_widths_must_be_a_sequence() -> None:
     with pytest.raises(TypeError, match=r"sequence of widths such as \(64, 64\). Got 8"):
         bnnp.BNNP(1, 1, hidden=8)  # type: ignore[arg-type]
+
+
+def test_pairs_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"pair 0 with the same points\. Got 3 inputs for 2 outputs"):
+        collate([(torch.ones(3, 1), torch.ones(2, 1)), (torch.ones(3, 1), torch.ones(3, 1))])
+    with pytest.raises(ValueError, match="one context size for each of 2 tasks"):
+        split(collate(pairs([3, 4])), torch.tensor([2]), torch.Generator())
+
+
+def test_flat_arrays_are_data_sets_where_there_is_one_column() -> None:
+    model = bnnp.BNNP(1, 1, hidden=(3,))
+    flat = model.condition([np.arange(3.0), np.arange(5.0)], [np.ones(3), np.ones(5)], num_samples=2)
+    assert flat.context.counts.tolist() == [3, 5]
+
+
+def test_evaluate_takes_tasks() -> None:
+    tasks = [Task(x.float(), y.float()) for x, y in pairs([6, 6])]
+    assert bnnp.evaluate(bnnp.BNNP(2, 1, hidden=(3,)), tasks, context_fraction=0.5, num_samples=2).num_tasks == 2

@@ -68,6 +68,33 @@ class Stop(KeyboardInterrupt):
     pass
 
 
+@pytest.mark.parametrize("when", ["before the gradient", "after the update"])
+def test_an_interrupt_within_a_step_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    whole = model()
+    bnnp.meta_train(whole, tasks(), **FAST)  # type: ignore[arg-type]
+    objective, count = training._Run._objective, training._Run._count
+
+    def stopping(run: training._Run, batch: bnnp.TaskBatch) -> torch.Tensor:
+        value = objective(run, batch)
+        if run.state.step == 7:
+            raise Stop
+        return value
+
+    def stopping_late(run: training._Run, value: float, norm: float) -> None:
+        if run.state.step == 7:
+            raise Stop
+        count(run, value, norm)
+
+    name, how = ("_objective", stopping) if when == "before the gradient" else ("_count", stopping_late)
+    monkeypatch.setattr(training._Run, name, how)
+    with pytest.raises(Stop):
+        bnnp.meta_train(model(), tasks(), folder=tmp_path, **FAST)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    again = model()
+    bnnp.meta_train(again, tasks(), folder=tmp_path, resume=True, **FAST)  # type: ignore[arg-type]
+    assert same_parameters(whole, again)
+
+
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str) -> None:
     whole = model()
@@ -156,6 +183,30 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         bnnp.meta_train(model(), tasks(), folder=tmp_path, resume=True, **{**FAST, "num_samples": 4})  # type: ignore[arg-type]
 
 
+def test_a_checkpoint_of_other_tasks_is_refused(tmp_path: Path) -> None:
+    bnnp.meta_train(model(), tasks(), folder=tmp_path, **FAST)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="data"):
+        bnnp.meta_train(model(), tasks(seed=3), folder=tmp_path, resume=True, **FAST)  # type: ignore[arg-type]
+
+
+def test_without_a_finite_score_the_last_parameters_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = model()
+    bnnp.meta_train(last, tasks(), **FAST)  # type: ignore[arg-type]
+    monkeypatch.setattr(training._Run, "_validate", lambda run: math.nan)
+    m = model()
+    with pytest.warns(bnnp.NumericalWarning, match="last step"):
+        result = bnnp.meta_train(m, tasks(), validation=tasks(3, 4), **FAST)  # type: ignore[arg-type]
+    assert same_parameters(m, last) and result.best_score is None and result.best_step == FAST["steps"]
+
+
+@pytest.mark.parametrize("offset", [1.7e9, 2.46e6])
+def test_large_offsets_are_refused_in_float32_and_work_in_float64(offset: float) -> None:
+    shifted = [(x.double() + offset, y) for x, y in tasks()]
+    with pytest.raises(ValueError, match=r"Subtract an offset, or use float64: model\.double\(\)"):
+        bnnp.meta_train(model(), shifted, **FAST)  # type: ignore[arg-type]
+    bnnp.meta_train(model().double(), shifted, **FAST)  # type: ignore[arg-type]
+
+
 def test_the_best_parameters_are_those_of_the_best_score(tmp_path: Path) -> None:
     m = model()
     result = bnnp.meta_train(m, tasks(), validation=tasks(6, 5), folder=tmp_path, **{**FAST, "learning_rate": 0.3})  # type: ignore[arg-type]
@@ -219,6 +270,11 @@ BAD_SETTINGS = {
     "empty range": ({"context": (0.6, 0.2)}, "low to high"),
     "no folder to resume": ({"resume": True}, "folder= to resume"),
     "keep": ({"keep": "first"}, "keep as"),
+    "no checkpoints": ({"checkpoint_every": 0}, "checkpoint_every as a positive integer"),
+    "no validations": ({"validate_every": 0}, "validate_every as a positive integer"),
+    "one number": ({"context": 0.5}, "range \\(low, high\\)"),
+    "text": ({"learning_rate": "fast"}, "learning_rate to be positive"),
+    "negative start": ({"prior_mean_from_step": -1}, "prior_mean_from_step as a step"),
     "validation share": ({"validation": 1.5}, "proportion with tasks on both sides"),
 }
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: the folder cannot be written to, or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    # As a plain file, so that the user's umask decides who may read it.
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -41,7 +44,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
 
 
@@ -55,7 +58,8 @@ def write_bundle(folder: str | os.PathLike[str], name: str, header: dict[str, An
     text = json.dumps({"format": f"bnnp-{name}", "version": FORMAT_VERSION, "tensors": file, **header}, indent=1)
     write_atomically(folder / f"{name}.json", text.encode())
     for old in folder.glob(f"{name}-*.safetensors"):
-        if old.name != file:
+        # Nothing but what this function wrote: other files may have names that look alike.
+        if old.name != file and re.fullmatch(rf"{name}-[0-9a-f]{{16}}\.safetensors", old.name):
             old.unlink(missing_ok=True)
 
 
@@ -68,8 +72,10 @@ def read_bundle(folder: str | os.PathLike[str], name: str) -> tuple[dict[str, An
     """
     path = Path(folder) / f"{name}.json"
     if not path.is_file():
-        what = "a folder" if Path(folder).is_dir() else "no folder"
-        raise FileNotFoundError(f"Expected {path}, as written by this package. Got {what} without it. Check the path.")
+        inside = sorted(str(p.parent) for p in Path(folder).glob(f"*/{name}.json")) if Path(folder).is_dir() else []
+        what = "a folder without it" if Path(folder).is_dir() else "a file" if Path(folder).is_file() else "no folder there"
+        advice = f"There is one in {' and in '.join(inside)}." if inside else "Check the path."
+        raise FileNotFoundError(f"Expected {path}, as written by this package. Got {what}. {advice}")
     try:
         header = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

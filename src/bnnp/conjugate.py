@@ -22,7 +22,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -222,10 +221,15 @@ class Conditional:
         """Return log Z = log N(y~; A mean, A L L^T A^T + diag(1 / lambda)) summed over units, with shape (*B)."""
         return 0.5 * (self.log_prec - self.count * math.log(2 * math.pi) - self.log_det - self.quad)
 
-    @cached_property
+    @property
     def _inverse_root(self) -> Tensor:
         """Return R^{-1} (or C^{-1}): the trace needs it, and once there it turns the solves for variances into products."""
-        return lower_inverse(self.root)
+        if self.root.requires_grad and not torch.is_grad_enabled():
+            return lower_inverse(self.root)  # not kept: it has no graph, and may be asked for again with one
+        if "inverse" not in self.__dict__:
+            self.__dict__["inverse"] = lower_inverse(self.root)
+        inverse: Tensor = self.__dict__["inverse"]
+        return inverse
 
     def _projected(self, A: Tensor) -> Tensor:
         """Return A L laid out as (*B, U, M, k), one block for each unit unless the units share q's covariance."""

@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from bnnp.tasks import Task
+
 __all__ = [
     "Evaluation",
     "Model",
@@ -368,7 +370,7 @@ def split_tasks(tasks: Sequence[Sequence[ArrayLike]], context_fraction: float | 
 
 def evaluate(
     model: Model,
-    tasks: Sequence[Sequence[ArrayLike]],
+    tasks: Sequence[Sequence[ArrayLike] | Task],
     num_samples: int = 64,
     seed: int = 0,
     batch_size: int = 16,
@@ -398,7 +400,8 @@ def evaluate(
     Raises:
         ValueError: the tasks are empty, disagree in shape or hold values that are not finite.
     """
-    splits = _check_tasks(tasks, context_fraction, seed)
+    pairs = [tuple(task) if isinstance(task, Task) else task for task in tasks]
+    splits = _check_tasks(pairs, context_fraction, seed)
     if batch_size < 1:
         raise ValueError(f"Expected batch_size >= 1. Got {batch_size}.")
     parts: list[dict[str, Tensor]] = []

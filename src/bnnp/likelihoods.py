@@ -76,7 +76,8 @@ class Gaussian(Likelihood):
                 raise ValueError(f"Expected {name} to be positive and finite. Got {value}.")
         if max_noise_std is not None and not learn_noise and noise_std >= max_noise_std:
             raise ValueError(f"Expected noise_std below max_noise_std={max_noise_std}. Got noise_std={noise_std}.")
-        self._config = {"noise_std": noise_std, "learn_noise": learn_noise, "max_noise_std": max_noise_std}
+        bound = None if max_noise_std is None else float(max_noise_std)
+        self._config = {"noise_std": float(noise_std), "learn_noise": bool(learn_noise), "max_noise_std": bound}
         self._set(torch.ones(1))
 
     def _set(self, y_scale: Tensor) -> None:
@@ -93,7 +94,9 @@ class Gaussian(Likelihood):
             self.register_buffer("bound", limit)
         else:
             self.register_buffer("bound", None)
-        self.raw_noise = nn.Parameter(raw, requires_grad=learn)
+        old = self._parameters.get("raw_noise")
+        frozen = old is not None and not old.requires_grad
+        self.raw_noise = nn.Parameter(raw, requires_grad=learn and not frozen)
 
     def bind(self, y_dim: int) -> Gaussian:
         """Return a copy with one noise for each of `y_dim` outputs."""

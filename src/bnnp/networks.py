@@ -80,10 +80,9 @@ class BNNP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(hidden, Sequence) or isinstance(hidden, str):
-            raise TypeError(f"Expected hidden as a sequence of widths such as (64, 64). Got {hidden!r}.")
-        widths = (check_count(x_dim, "x_dim"), *(check_count(w, "hidden width") for w in hidden), check_count(y_dim, "y_dim"))
-        net_hidden = tuple(net_hidden) if net_hidden is not None else (tuple(hidden) or (64, 64))
+        widths = (check_count(x_dim, "x_dim"), *_widths(hidden, "hidden"), check_count(y_dim, "y_dim"))
+        net_hidden = _widths(net_hidden, "net_hidden") if net_hidden is not None else (widths[1:-1] or (64, 64))
+        residual, shared_noise = _flag(residual, "residual"), _flag(shared_noise, "shared_noise")
         _choose(activation, ACTIVATIONS, "activation")
         _choose(last_layer, ("exact", "amortised"), "last_layer")
         _choose(factor_dtype, DTYPES, "factor_dtype")
@@ -91,6 +90,8 @@ class BNNP(nn.Module):
         if not isinstance(likelihood, Likelihood):
             raise TypeError(f"Expected likelihood as bnnp.Gaussian(...) or bnnp.Bernoulli(). Got {type(likelihood).__name__}.")
         spec = Prior(prior) if isinstance(prior, str) else prior
+        if not isinstance(spec, Prior):
+            raise TypeError(f"Expected prior as a name or a bnnp.Prior(...). Got {type(prior).__name__}.")
         self._config: dict[str, Any] = {
             "x_dim": widths[0],
             "y_dim": widths[-1],
@@ -122,7 +123,7 @@ class BNNP(nn.Module):
 
     def _reset(self, seed: int, spread: float) -> None:
         """Draw the inference networks' weights, U(-1/sqrt(d_in), 1/sqrt(d_in)), and what is random in the prior's start."""
-        generator = seeded(seed)
+        generator = seeded(seed, "start")
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 bound = module.in_features**-0.5
@@ -184,8 +185,9 @@ class BNNP(nn.Module):
 
     def scale(self, context: Context) -> Context:
         """Return a context in the network's units, padding at zero."""
-        keep = context.mask.unsqueeze(-1)
-        return Context(self.scaling.x(context.x) * keep, self.scaling.y(context.y) * keep, context.mask)
+        keep, zero = context.mask.unsqueeze(-1), context.x.new_zeros(())
+        x, y = self.scaling.x(context.x), self.scaling.y(context.y)
+        return Context(torch.where(keep, x, zero), torch.where(keep, y, zero), context.mask)
 
     def _sites(self, layer: AmortisedLinear, context: Context) -> tuple[Tensor, Tensor]:
         if layer.net is not None:
@@ -275,7 +277,11 @@ class BNNP(nn.Module):
 
         All tasks get the same noise, so a task's posterior does not depend on what else is in the batch.
         """
-        generator, device = seeded(seed), compute_device(self.device)
+        if not isinstance(context, Context):
+            raise TypeError(
+                f"Expected a bnnp.Context, such as bnnp.collate gives. Got {type(context).__name__}. For data: model.condition(x, y)."
+            )
+        generator, device = seeded(seed, "particles"), compute_device(self.device)
 
         def normal(shape: tuple[int, ...]) -> Tensor:
             z = torch.randn((shape[0], 1, *shape[2:]), generator=generator, dtype=self.factor_dtype)
@@ -288,7 +294,8 @@ class BNNP(nn.Module):
     def condition(self, xc: Any, yc: Any, mask: Any = None, num_samples: int = 64, seed: int = 0) -> Posterior:
         """Return the posterior over the weights given a context, in one forward pass.
 
-        The same seed gives the same draw whatever the order and the padding of the points and the other tasks of the batch.
+        The same seed gives the same draw whatever the order and the padding of the points and the other tasks of the batch (in layers
+        of more than 512 inputs with fewer points: the same distribution).
 
         Arguments:
             xc: inputs with shape (n, d_x) of one task, or (T, N, d_x) of many, in the user's units; n may be 0. Or a list of T
@@ -326,7 +333,19 @@ class BNNP(nn.Module):
         if x.ndim != 2:
             raise ValueError(f"Expected xt with shape (points, {self.x_dim}). Got shape {tuple(x.shape)}.")
         empty = torch.zeros(0, self.x_dim), torch.zeros(0, self.y_dim)
-        return self.condition(*empty, num_samples=n, seed=seed).predict(x).sample(n, noisy=noisy, seed=seed + 1)
+        return self.condition(*empty, num_samples=n, seed=seed).predict(x).sample(n, noisy=noisy, seed=seed)
+
+
+def _widths(value: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"Expected {name} as a sequence of widths such as (64, 64). Got {value!r}.")
+    return tuple(check_count(width, f"{name} width") for width in value)
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected {name} as True or False. Got {value!r}.")
+    return value
 
 
 def _choose(value: str, known: Any, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -28,14 +29,17 @@ from bnnp.tasks import Context, check_inputs, make_context
 __all__ = ["Architecture", "GaussianPredictive", "Particles", "Posterior", "Predictive", "SampledPredictive", "seeded"]
 
 
-def seeded(seed: int) -> torch.Generator:
-    """Return a CPU generator with this seed, so that the same seed gives the same draw on every device.
+def seeded(seed: int, stream: str) -> torch.Generator:
+    """Return a CPU generator for one use of a seed, so that the same seed gives the same draw on every device.
+
+    Uses have streams of their own: with one stream, draws of the last layer would repeat those of the first.
 
     Raises:
         TypeError: the seed is not an integer.
     """
     try:
-        return torch.Generator().manual_seed(operator.index(seed))
+        digest = hashlib.sha256(f"{operator.index(seed)}/{stream}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     except TypeError:
         raise TypeError(f"Expected seed as an integer. Got {type(seed).__name__}.") from None
 
@@ -249,7 +253,7 @@ class Predictive(ABC):
             noisy: draw observations; otherwise the noise-free function (for class labels: the probability).
             seed: of the draws.
         """
-        f = self._sample(check_count(n, "n"), noisy, seeded(seed))
+        f = self._sample(check_count(n, "n"), noisy, seeded(seed, "predictive"))
         return self._out(self._posterior.scaling.y_inverse(f), task_axis=1)
 
     @abstractmethod
@@ -509,7 +513,7 @@ class Posterior:
         Weights are those of the network between scaled inputs and outputs. Draw i takes its hidden layers from particle
         i mod S: condition with `num_samples` of at least n for n different ones.
         """
-        draws = self._draws(check_count(n, "n"), seeded(seed))
+        draws = self._draws(check_count(n, "n"), seeded(seed, "posterior"))
         return tuple(W.squeeze(1) for W in draws) if self.single else draws
 
     @torch.no_grad()
@@ -518,7 +522,7 @@ class Posterior:
 
         Each maps inputs (M, d_x), or (T, M, d_x), to outputs (T, M, d_y) in the user's units (for class labels: logits).
         """
-        draws = self._draws(check_count(n, "n"), seeded(seed))
+        draws = self._draws(check_count(n, "n"), seeded(seed, "posterior"))
         return [self._function(tuple(W[i] for W in draws)) for i in range(n)]
 
     def _function(self, weights: tuple[Tensor, ...]) -> Callable[[Any], Tensor]:

@@ -274,6 +274,11 @@ class Prior:
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("scaled", "learn_mean", "learn_scale"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"Expected {name} as True or False. Got {getattr(self, name)!r}.")
+        for name in ("spread", "input_scale"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 0.0 <= self.spread < 1.0:
             raise ValueError(f"Expected spread in [0, 1). Got {self.spread}.")
         if not (math.isfinite(self.input_scale) and self.input_scale > 0):

@@ -110,7 +110,7 @@ class Task:
 
 def _as_tensor(value: Any, name: str, dtype: torch.dtype | None) -> Tensor:
     if isinstance(value, Tensor):
-        tensor = value
+        tensor = value.clone()  # what the caller does with his tensor afterwards must not reach us
     else:
         try:
             # A copy, since torch takes neither negative strides nor memory that cannot be written to.
@@ -215,7 +215,7 @@ def make_context(
         >>> context.x.shape, single
         (torch.Size([1, 5, 2]), True)
     """
-    if _is_list_of_arrays(x):
+    if _is_list_of_arrays(x, x_dim):
         return _ragged(x, y, mask, x_dim, y_dim, dtype, device, name), False
     xs, ys = _as_tensor(x, f"x{name}", dtype), _as_tensor(y, f"y{name}", dtype)
     device = xs.device if device is None else device
@@ -239,8 +239,12 @@ def make_context(
     return Context(torch.where(keep.unsqueeze(-1), xs, zero), torch.where(keep.unsqueeze(-1), ys, zero), keep), single
 
 
-def _is_list_of_arrays(x: Any) -> bool:
-    return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(part, Tensor | np.ndarray) and part.ndim == 2 for part in x)
+def _is_list_of_arrays(x: Any, x_dim: int) -> bool:
+    """Tell data sets from points: arrays (n, d), or (n,) where there is one column."""
+    if not isinstance(x, list | tuple) or not x or not all(isinstance(part, Tensor | np.ndarray) for part in x):
+        return False
+    flat = x_dim == 1 and all(part.ndim == 1 for part in x) and any(len(part) != 1 for part in x)
+    return flat or all(part.ndim == 2 for part in x)
 
 
 def _ragged(
@@ -297,7 +301,7 @@ def as_tasks(tasks: Any, x_dim: int, y_dim: int, dtype: torch.dtype, name: str =
         except (TypeError, ValueError):
             raise TypeError(f"Expected {name}[{i}] as a pair (x, y). Got {type(task).__name__}.") from None
         try:
-            context, _ = make_context(x, y, x_dim=x_dim, y_dim=y_dim, dtype=dtype, device=torch.device("cpu"), name="")
+            context, _ = make_context(x, y, x_dim=x_dim, y_dim=y_dim, dtype=torch.float64, device=torch.device("cpu"), name="")
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}[{i}]: {error}") from None
         if context.num_tasks != 1:
@@ -308,7 +312,24 @@ def as_tasks(tasks: Any, x_dim: int, y_dim: int, dtype: torch.dtype, name: str =
                 f"Got {context.x.shape[1]}. Leave such tasks out of meta-training; they can be conditioned on afterwards."
             )
         checked.append(Task(context.x[0], context.y[0]))
-    return checked
+    _check_resolution([task.x for task in checked], f"x of {name}", dtype)
+    _check_resolution([task.y for task in checked], f"y of {name}", dtype)
+    return [Task(task.x.to(dtype), task.y.to(dtype)) for task in checked]
+
+
+def _check_resolution(columns: list[Tensor], name: str, dtype: torch.dtype) -> None:
+    """Refuse columns whose variation is lost in the rounding of `dtype`: large offsets, such as seconds since 1970."""
+    if dtype == torch.float64 or not columns:
+        return
+    values = torch.cat(columns)
+    lost, spread = (values - values.to(dtype).double()).abs().amax(0), values.std(0, correction=0)
+    bad = (lost > 0.01 * spread) & (spread > 0)
+    if bool(bad.any()):
+        j = int(bad.nonzero()[0])
+        raise ValueError(
+            f"Expected columns of {name} whose variation {dtype} can hold. Got column {j} around {float(values[:, j].mean()):g} with a "
+            f"standard deviation of {float(spread[j]):g}. Subtract an offset, or use float64: model.double()."
+        )
 
 
 def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torch.device | None = None) -> Context:
@@ -334,6 +355,9 @@ def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torc
         [_with_columns(_as_tensor(part, "each x and y", None), "each x and y", None, 2) for part in side]
         for side in zip(*pairs, strict=True)
     )
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        if x.shape[0] != y.shape[0]:
+            raise ValueError(f"Expected x and y of pair {i} with the same points. Got {x.shape[0]} inputs for {y.shape[0]} outputs.")
     counts = torch.tensor([x.shape[0] for x in xs])
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(-1)
     x = torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)
@@ -357,6 +381,8 @@ def split(batch: Context, num_context: Tensor, generator: torch.Generator) -> Ta
         >>> split(tasks, torch.tensor([2]), torch.Generator()).target.counts
         tensor([3])
     """
+    if num_context.shape != batch.counts.shape:
+        raise ValueError(f"Expected one context size for each of {batch.num_tasks} tasks. Got shape {tuple(num_context.shape)}.")
     counts = batch.counts.to(num_context.device)
     if bool((num_context > counts).any()) or bool((num_context < 0).any()):
         i = int(((num_context > counts) | (num_context < 0)).nonzero()[0])

@@ -7,11 +7,14 @@ bit for bit as if it had not been.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
+import operator
 import os
-import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +24,11 @@ import torch
 from torch import Tensor
 
 from bnnp.checkpoint import model_header, read_bundle, write_atomically, write_bundle
-from bnnp.linalg import NotPositiveDefiniteError
+from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
 from bnnp.objectives import OBJECTIVES
-from bnnp.posterior import check_count
+from bnnp.posterior import check_count, seeded
+from bnnp.progress import ProgressLine
 from bnnp.tasks import Task, TaskBatch, as_tasks, collate, split
 
 __all__ = ["TrainResult", "TrainState", "TrainingError", "meta_train"]
@@ -55,18 +59,23 @@ class Settings:
     seed: int
     validate_every: int
     log_every: int
+    data: str = ""
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"Expected objective among {', '.join(sorted(OBJECTIVES))}. Got {self.objective!r}.")
         for name in ("steps", "batch_size", "num_samples", "validate_every", "log_every"):
             check_count(getattr(self, name), name)
-        for name in ("learning_rate", "final_learning_rate", "beta"):
+        for name in ("learning_rate", "final_learning_rate", "beta", "clip_norm"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if name == "clip_norm" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
                 raise ValueError(f"Expected {name} to be positive and finite. Got {value!r}.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"Expected clip_norm to be positive, or None for no clipping. Got {self.clip_norm!r}.")
+        for name in ("prior_mean_from_step", "prior_scale_from_step"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"Expected {name} as a step, 0 or later. Got {value!r}.")
         low, high = self.context
         counts = isinstance(low, int) and isinstance(high, int)
         if not (0 < low <= high) or (not counts and not high < 1):
@@ -166,7 +175,7 @@ def meta_train(
         validate_every: steps between validations; a twentieth of the run where not given.
         log_every: steps between records.
         keep: "best": leave the model at its best validation score; "last".
-        resume: go on from the checkpoint in `folder`, if there is one; settings and number of tasks must be those of that run.
+        resume: go on from the checkpoint in `folder`, if there is one; settings and tasks must be those of that run.
         progress: show a line of progress on standard error.
 
     Returns:
@@ -176,10 +185,12 @@ def meta_train(
         ValueError: tasks or settings that do not fit, or a checkpoint of another run.
         TrainingError: ten steps in a row were not finite.
     """
-    low, high = context
+    check_count(checkpoint_every, "checkpoint_every")
+    seeded(seed, "check")
+    every = max(1, check_count(steps, "steps") // 20) if validate_every is None else validate_every
     settings = Settings(
-        objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, (low, high),
-        prior_mean_from_step, prior_scale_from_step, clip_norm, per_point, seed, validate_every or max(1, steps // 20), log_every,
+        objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, _range(context),
+        prior_mean_from_step, prior_scale_from_step, clip_norm, per_point, operator.index(seed), every, log_every,
     )  # fmt: skip
     if keep not in ("best", "last"):
         raise ValueError(f"Expected keep as 'best' or 'last'. Got {keep!r}.")
@@ -187,12 +198,54 @@ def meta_train(
         raise ValueError("Expected folder= to resume from. Got none.")
     train, held_out = _collections(model, tasks, validation, seed)
     _check_contexts(train + held_out, settings)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("Expected a model with something to learn. Got one whose parameters are all frozen (requires_grad=False).")
+    settings = dataclasses.replace(settings, data=_digest([*train, *held_out]))
+    path = None if folder is None else Path(folder)
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+    checkpoint = _read(path, settings, model, len(train)) if resume and path is not None else None
     if not bool(model.scaling.fitted):
         model.fit_scaling(train)
-    run = _Run(model, train, held_out, settings, None if folder is None else Path(folder), checkpoint_every, progress)
-    if resume:
-        run.resume()
+    run = _Run(model, train, held_out, settings, path, checkpoint_every, progress)
+    if checkpoint is not None:
+        run.resume(*checkpoint)
     return run.loop(keep)
+
+
+def _range(context: Any) -> tuple[float, float] | tuple[int, int]:
+    try:
+        low, high = context
+        return (operator.index(low), operator.index(high)) if hasattr(low, "__index__") else (float(low), float(high))
+    except (TypeError, ValueError):
+        raise ValueError(f"Expected context as a range (low, high) of proportions or of counts. Got {context!r}.") from None
+
+
+def _digest(tasks: Sequence[Task]) -> str:
+    digest = hashlib.sha256()
+    for task in tasks:
+        for part in task:
+            digest.update(str(tuple(part.shape)).encode() + part.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _described(settings: Settings, model: BNNP, num_tasks: int) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps({**asdict(settings), "num_tasks": num_tasks, "model": model.config}))
+    return plain
+
+
+def _read(folder: Path, settings: Settings, model: BNNP, num_tasks: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Read the checkpoint of a run, or None where there is none; nothing is changed by a checkpoint that does not fit."""
+    if not (folder / "state" / "training.json").exists():
+        return None
+    header, tensors = read_bundle(folder / "state", "training")
+    here, there = _described(settings, model, num_tasks), header.get("settings", {})
+    other = sorted(key for key in here if here[key] != there.get(key))
+    if other:
+        detail = "; ".join(f"{key} {there.get(key)!r} there and {here[key]!r} here" for key in other)
+        raise ValueError(f"Expected the settings of the run in {folder}. Got others: {detail}. Use another folder for another run.")
+    state: dict[str, Any] = header["state"]
+    return state, tensors
 
 
 def _collections(model: BNNP, tasks: Any, validation: Any, seed: int) -> tuple[list[Task], list[Task]]:
@@ -202,7 +255,7 @@ def _collections(model: BNNP, tasks: Any, validation: Any, seed: int) -> tuple[l
         count = round(validation * len(train))
         if not 0 < count < len(train):
             raise ValueError(f"Expected validation as a proportion with tasks on both sides. Got {validation} of {len(train)} tasks.")
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(len(train), generator=seeded(seed, "held out")).tolist()
         train, held_out = [train[i] for i in order[count:]], [train[i] for i in order[:count]]
     elif validation is not None and not isinstance(validation, Sequence):
         raise TypeError(f"Expected validation as held-out tasks, or as a proportion such as 0.1. Got {validation!r}.")
@@ -246,16 +299,17 @@ class _Run:
         self.checkpoint_every, self.state = checkpoint_every, TrainState()
         self.learned = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(self.learned, lr=settings.learning_rate)
-        self.data = torch.Generator().manual_seed(settings.seed)
-        self.noise = torch.Generator(device=_generator_device(model.device)).manual_seed(settings.seed + 1)
+        self.data = seeded(settings.seed, "splits")
+        self.noise = _on(_generator_device(model.device), settings.seed, "noise")
         self.order: tuple[int, Tensor] | None = None
+        self.mark: tuple[Tensor, Tensor] | None = None
         self.validation = self._validation(held_out)
         self.best = {key: value.clone() for key, value in model.state_dict().items()}
-        self.bar = _Bar(settings.steps, progress)
+        self.bar = ProgressLine(settings.steps, progress)
 
     def _validation(self, held_out: list[Task]) -> list[TaskBatch]:
         """Cut the held-out tasks once, so that scores of different steps compare."""
-        generator = torch.Generator().manual_seed(self.settings.seed + 2)
+        generator = seeded(self.settings.seed, "validation")
         size = 50
         return [self._cut(held_out[i : i + size], generator) for i in range(0, len(held_out), size)]
 
@@ -276,7 +330,7 @@ class _Run:
         for i in range(step * self.settings.batch_size, (step + 1) * self.settings.batch_size):
             epoch, at = divmod(i, len(self.train))
             if self.order is None or self.order[0] != epoch:
-                generator = torch.Generator().manual_seed((self.settings.seed + 3) * 1_000_003 + epoch)
+                generator = seeded(self.settings.seed, f"epoch {epoch}")
                 self.order = (epoch, torch.randperm(len(self.train), generator=generator))
             picked.append(self.train[int(self.order[1][at])])
         return self._cut(picked, self.data)
@@ -302,11 +356,13 @@ class _Run:
             value = self._objective(self._batch(step))
             (-value).backward()
         except NotPositiveDefiniteError:
+            self.mark = None
             return math.nan, math.nan
         for parameter in waiting:
             parameter.grad = None
         grads = [p.grad for p in self.learned if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        self.mark = None  # from here to the end of the step there is no state to go on from: the last checkpoint stands
         if bool(value.isfinite()) and bool(norm.isfinite()):
             if settings.clip_norm is not None and float(norm) > settings.clip_norm:
                 for grad in grads:
@@ -321,8 +377,11 @@ class _Run:
             return None
         scores = []
         for i, batch in enumerate(self.validation):
-            generator = torch.Generator(device=self.noise.device).manual_seed(self.settings.seed + 4 + i)
-            value = OBJECTIVES["npml"](self.model, batch, max(16, self.settings.num_samples), generator)
+            generator = _on(self.noise.device, self.settings.seed, f"validation {i}")
+            try:
+                value = OBJECTIVES["npml"](self.model, batch, max(16, self.settings.num_samples), generator)
+            except NotPositiveDefiniteError:
+                return math.nan
             scores.append(value.cpu() / batch.target.counts.cpu())
         return float(torch.cat(scores).mean())
 
@@ -332,6 +391,7 @@ class _Run:
         try:
             while state.step < settings.steps:
                 start = time.perf_counter()
+                self.mark = (self.data.get_state(), self.noise.get_state())
                 value, norm = self._step()
                 self._count(value, norm)
                 state.step += 1
@@ -341,18 +401,28 @@ class _Run:
                 state.seconds += time.perf_counter() - start
                 if last or score is not None or state.step % settings.log_every == 0:
                     self._record(value, norm, score)
+                self.mark = (self.data.get_state(), self.noise.get_state())
                 if self.folder is not None and (last or state.step % self.checkpoint_every == 0):
                     self.save()
         except KeyboardInterrupt:
-            if self.folder is not None:
+            if self.folder is not None and self.mark is not None:
+                self.data.set_state(self.mark[0])  # a step that was cut short is taken again
+                self.noise.set_state(self.mark[1])
                 self.save()
             raise
         finally:
             self.bar.close()
-        if keep == "best" and self.validation:
+        scored = bool(self.validation) and math.isfinite(state.best_score)
+        if self.validation and not scored:
+            warnings.warn(
+                "No validation score was finite: the model keeps the parameters of the last step.", NumericalWarning, stacklevel=3
+            )
+        if keep == "best" and scored:
             self.model.load_state_dict(self.best)
-        best = None if not self.validation else state.best_score
-        return TrainResult(state.history, state.best_step if keep == "best" else state.step, best, state.skipped, state.seconds)
+        best = state.best_score if scored else None
+        unscored = keep == "last" or (bool(self.validation) and not scored)
+        kept = state.step if unscored else state.best_step
+        return TrainResult(state.history, kept, best, state.skipped, state.seconds)
 
     def _count(self, value: float, norm: float) -> None:
         state = self.state
@@ -407,29 +477,15 @@ class _Run:
             tensors |= {f"adam.{i}.{k}": v for k, v in self.optimiser.state.get(parameter, {}).items()}
         state = asdict(self.state)
         state["best_score"] = _plain(self.state.best_score)
-        write_bundle(self.folder / "state", "training", {"state": state, "settings": self._settings()}, tensors)
+        write_bundle(
+            self.folder / "state", "training", {"state": state, "settings": _described(self.settings, self.model, len(self.train))}, tensors
+        )
         header = model_header(self.model)
         write_bundle(self.folder / "best", "model", header, best)
         write_bundle(self.folder / "last", "model", header, self.model.state_dict())
 
-    def _settings(self) -> dict[str, Any]:
-        described = {**asdict(self.settings), "num_tasks": len(self.train), "model": self.model.config}
-        plain: dict[str, Any] = json.loads(json.dumps(described))
-        return plain
-
-    def resume(self) -> None:
-        """Take up the checkpoint in the folder, or start afresh where there is none."""
-        assert self.folder is not None
-        if not (self.folder / "state" / "training.json").exists():
-            return
-        header, tensors = read_bundle(self.folder / "state", "training")
-        here, there = self._settings(), header["settings"]
-        other = sorted(key for key in here if here[key] != there.get(key))
-        if other:
-            detail = "; ".join(f"{key} {there.get(key)!r} there and {here[key]!r} here" for key in other)
-            raise ValueError(
-                f"Expected the settings of the run in {self.folder}. Got others: {detail}. Use another folder for another run."
-            )
+    def resume(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take up a checkpoint."""
         self.model.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith("last.")})
         self.best = {k[5:]: v.to(self.model.device) for k, v in tensors.items() if k.startswith("best.")}
         self.data.set_state(tensors["generator.data"])
@@ -438,7 +494,6 @@ class _Run:
             mine = {k.rsplit(".", 1)[-1]: v for k, v in tensors.items() if k.startswith(f"adam.{i}.")}
             if mine:
                 self.optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in mine.items()}
-        state = header["state"]
         state["best_score"] = -math.inf if state["best_score"] is None else state["best_score"]
         self.state = TrainState(**state)
         self._cut_log()
@@ -452,31 +507,12 @@ class _Run:
         write_atomically(path, "".join(kept).encode())
 
 
-class _Bar:
-    """Show a line of progress on standard error, rewritten in place on a terminal."""
-
-    def __init__(self, steps: int, shown: bool) -> None:
-        self.steps, self.shown, self.start, self.last, self.first = steps, shown, time.monotonic(), 0.0, -1
-
-    def show(self, step: int, text: str) -> None:
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if not self.shown or (step < self.steps and now - self.last < (0.2 if terminal else 15.0)):
-            return
-        self.last = now
-        self.first = step if self.first < 0 else self.first
-        left = (now - self.start) / max(step - self.first, 1) * (self.steps - step) if step > self.first else math.nan
-        line = f"step {step}/{self.steps}  {text}" + (f"  {left:.0f} s left" if math.isfinite(left) and step < self.steps else "")
-        sys.stderr.write(f"\r{line:<78}" if terminal else line + "\n")
-        sys.stderr.flush()
-
-    def close(self) -> None:
-        if self.shown and sys.stderr.isatty() and self.last:
-            sys.stderr.write("\n")
-
-
 def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _on(device: torch.device, seed: int, stream: str) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(seeded(seed, stream).initial_seed())
 
 
 def _generator_device(device: torch.device) -> torch.device:
