@@ -37,6 +37,7 @@ from benchmarks.twin import Style, TaskTensors, Twin
 CONTEXT = (50, 40, 45, 55, 60)  # the first is the task that a twin on one task takes
 TARGET = (20, 15, 18, 22, 25)
 SAMPLES, PREDICT_SAMPLES, PREDICT_CONTEXT, PREDICT_TARGET = 8, 100, 50, 250
+TURN_SECONDS = 0.5
 TIME_LIMIT = 600.0
 HIDDEN = ((50, 50), (100, 100, 100), (250, 250, 250))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -156,17 +157,22 @@ def _largest_resident() -> float:
 
 
 def _worker(connection: Connection, job: Job) -> None:
-    """Answer each message with the cost of one repeat."""
+    """Answer each message with the cost of one repeat, the mean over a turn of at least `TURN_SECONDS`.
+
+    Steps of a training run back to back; a single short one, taken after another process had the machine for a second, measures cold
+    caches instead.
+    """
     torch.set_num_threads(job.threads)
     if job.side != "twin":
         import bnnp  # noqa: F401  # before the base is taken, see _our_work
     base = _resident()
     work = _twin_work(job) if job.side == "twin" else _our_work(job)
     while connection.recv():
-        start = time.perf_counter()
-        work()
-        seconds = time.perf_counter() - start
-        connection.send(Cost(seconds, _largest_resident() - base, base))
+        start, done, seconds = time.perf_counter(), 0, 0.0
+        while seconds < TURN_SECONDS:
+            work()
+            done, seconds = done + 1, time.perf_counter() - start
+        connection.send(Cost(seconds / done, _largest_resident() - base, base))
 
 
 def _ceiling_worker(connection: Connection, threads: int, seconds: float) -> None:

@@ -123,9 +123,11 @@ def plain_draw(layer: Layer, S: int, seed: int) -> tuple[Tensor, Tensor]:
 @LAWS
 @ALL_SIZES
 @pytest.mark.parametrize("once", [False, True], ids=["sampled features", "first layer"])
+@pytest.mark.parametrize("wide", [False, True], ids=["few columns", "many columns"])
 def test_the_fused_draw_equals_the_plain_one_in_values_and_gradients(
-    kind: str, shared: bool, size: str, once: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, shared: bool, size: str, wide: bool, once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(conjugate, "WIDE_COLUMNS", 1 if wide else 1000)
     monkeypatch.setattr(conjugate, "CHUNK_BYTES", 2000)  # several chunks even at this size
     S = 3
     layer = build(kind, shared, size, S=1 if once else S)

@@ -35,6 +35,9 @@ __all__ = ["Conditional", "Normal", "SiteSum", "Sites", "computed", "condition",
 CANONICAL_RANK = 512
 """Widest layer whose draws are made in weight space whatever the number of points; see `draw_canonical`."""
 
+WIDE_COLUMNS = 8
+"""From this many columns a block on, the fused gradient gathers its products; see `_gradient_of_wide`."""
+
 CHUNK_BYTES = 6 * 2**20
 """How much one chunk of blocks may take in the fused draw: enough to keep the products busy, small enough for the cache."""
 
@@ -492,8 +495,13 @@ class _FusedDraw(torch.autograd.Function):
             e = _solve(B, inner, g * m[at], ctx.weight)
             Bc, Be = B @ c, B @ e
             D = inner - inner @ inner
-            g_B = (B @ D if ctx.weight else D @ B).mul_(g * r.shape[-1])
-            _add_products(g_B, -Bc, eps[at], rz[at] - B @ eps[at], c, -Be, m[at], r[at] - B @ m[at], e)
+            D = D.mul_(g * r.shape[-1])
+            pairs = (eps[at], c, m[at], e)
+            if ctx.weight and r.shape[-1] >= WIDE_COLUMNS:
+                g_B = _gradient_of_wide(B, D, *pairs, r[at], rz[at])
+            else:
+                lefts = torch.cat([-Bc, rz[at] - B @ eps[at], -Be, r[at] - B @ m[at]], dim=-1)
+                g_B = (B @ D if ctx.weight else D @ B) + lefts @ torch.cat(pairs, dim=-1).mT
             g_r[at], g_rz[at] = Be, Bc
             if g_root is None:
                 g_A = g_B
@@ -513,14 +521,15 @@ def _whiten_again(part: Factor, A: Tensor, root: Tensor) -> tuple[list[Tensor], 
         return leaves, _whiten(part.rebuild(*leaves[2:]), leaves[0], leaves[1])
 
 
-def _add_products(total: Tensor, *pairs: Tensor) -> None:
-    """Add left_i right_i^T for pairs (left_1, right_1, left_2, ...) to `total` in place: one product where they are thin."""
-    lefts, rights = pairs[::2], pairs[1::2]
-    if lefts[0].shape[-1] < 8:
-        lefts, rights = (torch.cat(lefts, dim=-1),), (torch.cat(rights, dim=-1),)
-    flat = total.flatten(0, 2)
-    for left, right in zip(lefts, rights, strict=True):
-        flat.baddbmm_(left.flatten(0, 2), right.flatten(0, 2).mT)
+def _gradient_of_wide(B: Tensor, D: Tensor, eps: Tensor, c: Tensor, m: Tensor, e: Tensor, r: Tensor, rz: Tensor) -> Tensor:
+    """Return B D - B c eps^T + (rz - B eps) c^T - B e m^T + (r - B m) e^T, gathered so that B is multiplied once.
+
+    For many columns: with X = c eps^T + e m^T it is B (D - X - X^T) + rz c^T + r e^T.
+    """
+    X = (c @ eps.mT).flatten(0, 2).baddbmm_(e.flatten(0, 2), m.flatten(0, 2).mT).view_as(D)
+    g_B = B @ (D - X - X.mT)
+    g_B.flatten(0, 2).baddbmm_(rz.flatten(0, 2), c.flatten(0, 2).mT).baddbmm_(r.flatten(0, 2), e.flatten(0, 2).mT)
+    return g_B
 
 
 def _inverse_root(B: Tensor, weight: bool) -> tuple[Tensor, Tensor]:
