@@ -26,7 +26,7 @@ from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood
 from bnnp.linalg import compute_device
 from bnnp.posterior import Architecture, Particles, Posterior, check_count, noise_of, seeded
 from bnnp.priors import NetworkPrior, Prior
-from bnnp.scaling import Standardiser
+from bnnp.scaling import Reference, Standardiser
 from bnnp.tasks import Context, Task, check_inputs, make_context
 
 __all__ = ["BNNP"]
@@ -110,6 +110,7 @@ class BNNP(nn.Module):
         self.factor_dtype = DTYPES[factor_dtype]
         self.likelihood = likelihood.bind(y_dim)
         self.scaling = Standardiser(x_dim, y_dim, scale_y=not likelihood.discrete)
+        self.reference = Reference(x_dim)
         self.last_layer = last_layer
         layers = []
         for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
@@ -181,6 +182,7 @@ class BNNP(nn.Module):
     def fit_scaling(self, tasks: Sequence[Task]) -> None:
         """Fit the normaliser on the meta-training tasks; a fixed noise keeps its size in the units of y."""
         self.scaling.fit(tasks)
+        self.reference.fit(tasks, self.scaling.x)
         self.likelihood.rescale(self.scaling.y_scale)
 
     def scale(self, context: Context) -> Context:

@@ -1,19 +1,24 @@
 """The normaliser: what the network sees has mean zero and standard deviation one over the meta-training tasks.
 
 It is fitted once, on the meta-training tasks, and lives in the model: inputs arrive and predictions leave in the user's
-units. Before it is fitted it is the identity.
+units. Before it is fitted it is the identity. Beside it the model keeps a `Reference`: where the inputs of meta-training lay, so
+that a posterior can tell whether it is asked about something else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from bnnp.linalg import cholesky, solve_lower, to_compute
 from bnnp.tasks import Task
 
-__all__ = ["Standardiser"]
+__all__ = ["Reference", "Standardiser"]
+
+REFERENCE_SIZE = 256
 
 
 class Standardiser(nn.Module):
@@ -89,3 +94,68 @@ class Standardiser(nn.Module):
     def log_volume(self) -> Tensor:
         """Return sum_j log scale_j: what a log-density per point loses when it goes back to the user's units."""
         return self.y_scale.double().log().sum()
+
+
+class Reference(nn.Module):
+    """Remember where the inputs of meta-training lay: their correlation, how far out they reached, and a sample of them.
+
+    The distance of an input is that of Mahalanobis, ||C^{-1} z|| with z the standardised input and C C^T the correlation matrix, in
+    units of its 99 % quantile over the points of meta-training: above 1 lies what the model has hardly seen.
+
+    Arguments:
+        x_dim: number of input columns.
+
+    Example:
+        >>> reference = Reference(1)
+        >>> reference.fit([Task(torch.linspace(0, 4, 5).unsqueeze(-1), torch.zeros(5, 1))], lambda x: x - 2)
+        >>> reference.distance(torch.tensor([[0.0], [2.0], [6.0]]))
+        tensor([0.0000, 1.0000, 3.0000])
+    """
+
+    x_sample: Tensor
+    x_factor: Tensor
+    x_far: Tensor
+    most_context: Tensor
+
+    def __init__(self, x_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("x_sample", torch.zeros(REFERENCE_SIZE, x_dim))
+        self.register_buffer("x_factor", torch.eye(x_dim))
+        self.register_buffer("x_far", torch.tensor(math.nan))
+        self.register_buffer("most_context", torch.tensor(0))
+
+    @property
+    def known(self) -> bool:
+        """Return whether the model was meta-trained."""
+        return not bool(self.x_far.isnan())
+
+    def fit(self, tasks: Sequence[Task], scale: Callable[[Tensor], Tensor]) -> None:
+        """Note the inputs of the meta-training tasks.
+
+        Arguments:
+            tasks: in the user's units.
+            scale: from the user's units to the network's.
+        """
+        x = torch.cat([task.x for task in tasks])
+        pick = torch.randint(len(x), (REFERENCE_SIZE,), generator=torch.Generator().manual_seed(0))
+        z = to_compute(scale(x.to(self.x_sample)), torch.float64)
+        eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        # A little of the identity: one-hot and repeated columns leave the correlation matrix singular.
+        factor = cholesky((z.mT @ z) / len(z) + 1e-3 * eye)
+        self.x_sample.copy_(x[pick])
+        self.x_factor.copy_(factor)
+        distance = self._raw(z, factor)
+        self.x_far.copy_(distance.kthvalue(max(1, round(0.99 * len(z)))).values)
+
+    def note_context(self, points: int) -> None:
+        """Note how large a context meta-training shows."""
+        self.most_context.fill_(max(points, int(self.most_context)))
+
+    @staticmethod
+    def _raw(z: Tensor, factor: Tensor) -> Tensor:
+        return solve_lower(factor, z.flatten(0, -2).mT).square().sum(0).sqrt().reshape(z.shape[:-1])
+
+    def distance(self, z: Tensor) -> Tensor:
+        """Return the distance of standardised inputs (..., d_x), with shape (...); NaN before meta-training."""
+        distance = self._raw(to_compute(z, torch.float64), to_compute(self.x_factor, torch.float64))
+        return distance.to(z.dtype).to(z.device) / self.x_far

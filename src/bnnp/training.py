@@ -84,6 +84,11 @@ class Settings:
                 f"(3, 30), low to high. Got {self.context!r}."
             )
 
+    def most_context(self, points: int) -> int:
+        """Return the largest context that a task of so many points can have."""
+        high = self.context[1]
+        return min(high if isinstance(high, int) else round(high * points), points - 1)
+
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: linear from the first to the last."""
         done = step / max(self.steps - 1, 1)
@@ -207,6 +212,7 @@ def meta_train(
     checkpoint = _read(path, settings, model, len(train)) if resume and path is not None else None
     if not bool(model.scaling.fitted):
         model.fit_scaling(train)
+    model.reference.note_context(settings.most_context(max(len(task) for task in train)))
     run = _Run(model, train, held_out, settings, path, checkpoint_every, progress)
     if checkpoint is not None:
         run.resume(*checkpoint)
