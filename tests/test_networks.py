@@ -13,7 +13,7 @@ import bnnp
 import reference
 import scenarios
 from bnnp.networks import BNNP
-from bnnp.posterior import seeded
+from bnnp.seeds import seeded
 from bnnp.tasks import Context, collate
 from laws import INSTANCES, randn, relative_error
 

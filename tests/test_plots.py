@@ -26,6 +26,8 @@ PANELS: list[plots.Panel] = [
     {"title": "Prior", "x": X, "samples": RNG.normal(size=(40, 20))},
     {"title": "Posterior", "x": X, "mean": X, "lower": X - 1, "upper": X + 1, "truth": X, "xc": [0.0], "yc": [0.1]},
 ]
+RANKS = {name: RNG.integers(0, 10, size=60) for name in ("noise", "f(0)", "f(1)", "f(2)", "f(3)")} | {"too high": np.zeros(60, dtype=int)}
+BANDS = np.arange(1, 11) / 10 - 0.2 * np.arange(9, -1, -1) / 9, np.minimum(np.arange(1, 11) / 10 + 0.2, 1.0)
 TABLE = {"ours": {"10 % seen": (0.5, 0.1), "50 % seen": (0.9, 0.1)}, "other": {"10 % seen": (-0.25, 0.1)}}
 
 PICTURES: dict[str, Callable[[], Figure]] = {
@@ -40,6 +42,8 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "coherent_one": lambda: plots.coherent_completions(IMAGES[0], SEEN[0], RNG.random((4, 8, 8))),
     "coherent_many": lambda: plots.coherent_completions(IMAGES, SEEN, RNG.random((4, 3, 8, 8))),
     "calibration": lambda: plots.calibration(PIT, independent=50),
+    "rank_ecdf": lambda: plots.rank_ecdf(RANKS, 9, BANDS, dict.fromkeys(RANKS, 0.5)),
+    "rank_ecdf_one": lambda: plots.rank_ecdf({"noise": torch.from_numpy(RANKS["noise"])}, 9, BANDS, {"noise": 0.0001}),
     "scores_bar": lambda: plots.scores_bar(TABLE),
 }
 
@@ -136,3 +140,28 @@ def test_scores_bar_draws_the_means() -> None:
     ax = plots.scores_bar(TABLE).axes[0]
     assert sorted(bar.get_height() for bar in ax.patches) == [-0.25, 0.5, 0.9]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["10 % seen", "50 % seen"]
+
+
+def test_rank_ecdf_draws_the_share_of_ranks_less_the_expected_and_marks_what_is_outside() -> None:
+    p_values = dict.fromkeys(RANKS, 0.5) | {"f(0)": 0.004, "too high": 0.0001}
+    axes = plots.rank_ecdf(RANKS, 9, BANDS, p_values).axes
+    assert [ax.get_title().split("\n")[1] for ax in axes] == ["p = 0.50", "p = 0.004", *["p = 0.50"] * 3, "p < 0.001"]
+    for ax, (name, ranks) in zip(axes, RANKS.items(), strict=True):
+        line = next(line for line in ax.lines if line.get_label() == "observed")
+        marked = next(line for line in ax.lines if line.get_label() == "observed, outside")
+        x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        np.testing.assert_allclose(x, np.arange(11) / 10)
+        np.testing.assert_allclose(y, [0.0, *(np.mean(ranks <= i) - (i + 1) / 10 for i in range(10))], atol=1e-12)
+        outside = [i for i in range(10) if not BANDS[0][i] - 1e-9 <= np.mean(ranks <= i) <= BANDS[1][i] + 1e-9]
+        assert np.flatnonzero(np.isfinite(np.asarray(marked.get_ydata()))).tolist() == [i + 1 for i in outside]
+        assert ax.get_title().startswith(name)
+    assert len(outside) == 7  # all ranks are 0: above the band until it holds 1
+
+
+def test_rank_ecdf_says_how_to_read_it_and_fills_rows_evenly() -> None:
+    fig = plots.rank_ecdf(RANKS, 9, BANDS, dict.fromkeys(RANKS, 0.5))
+    assert fig.legends[0].get_title().get_text() == plots.HOW_TO_READ_RANKS
+    assert [ax.get_subplotspec().get_geometry()[:2] for ax in fig.axes] == [(2, 3)] * 6
+    assert [bool(ax.get_xlabel()) for ax in fig.axes] == [False] * 3 + [True] * 3
+    with pytest.raises(ValueError, match="at least one quantity"):
+        plots.rank_ecdf({}, 9, BANDS, {})

@@ -165,7 +165,7 @@ def test_pairs_of_different_lengths_are_refused() -> None:
 def test_flat_arrays_are_data_sets_where_there_is_one_column() -> None:
     model = bnnp.BNNP(1, 1, hidden=(3,))
     flat = model.condition([np.arange(3.0), np.arange(5.0)], [np.ones(3), np.ones(5)], num_samples=2)
-    assert flat.context.counts.tolist() == [3, 5]
+    assert flat.counts.tolist() == [3, 5]
 
 
 def test_evaluate_takes_tasks() -> None:

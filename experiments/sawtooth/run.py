@@ -24,6 +24,14 @@ from bnnp.evaluation import energy_distance_test, evaluate
 CONTEXTS = (3, 10, 30)
 
 
+def settings(steps: int | None = None) -> dict[str, Any]:
+    """Return the settings of the experiment, with another number of training steps where one is given."""
+    config: dict[str, Any] = json.loads((Path(__file__).parent / "config.json").read_text())
+    training = {**config["training"], "context": tuple(config["training"]["context"])}
+    training["steps"] = steps or training["steps"]
+    return {**config, "training": training}
+
+
 def build(config: dict[str, Any], activation: str) -> bnnp.BNNP:
     """Build the untrained network."""
     return bnnp.BNNP(
@@ -36,6 +44,30 @@ def build(config: dict[str, Any], activation: str) -> bnnp.BNNP:
         likelihood=bnnp.Gaussian(**config["noise"]),
         factor_dtype="float32",
     )
+
+
+def train(out: Path, activation: str, steps: int | None = None) -> tuple[bnnp.BNNP, bnnp.TrainResult]:
+    """Train in a folder, going on where an earlier run in it was stopped."""
+    config, process = settings(steps), Sawtooth()
+    model = build(config, activation)
+    tasks, validation = process.tasks(config["tasks"], seed=1), process.tasks(config["validation_tasks"], seed=2)
+    return model, bnnp.meta_train(model, tasks, validation=validation, folder=out, resume=True, **config["training"])
+
+
+def trained_model(out: Path, activation: str = "sine", steps: int | None = None) -> bnnp.BNNP:
+    """Return the network trained in a folder: loaded where that has been done, otherwise after training or the rest of it.
+
+    Raises:
+        ValueError: the folder holds an unfinished run with other settings.
+    """
+    wanted = json.dumps({**settings(steps), "activation": activation}, indent=1)
+    note = out / "trained" / "settings.json"
+    if note.is_file() and note.read_text() == wanted:
+        return bnnp.load(note.parent)
+    model, _ = train(out, activation, steps)
+    model.save(note.parent)
+    write_atomically(note, wanted.encode())
+    return model
 
 
 def distances(config: dict[str, Any], functions: dict[str, torch.Tensor], grid: torch.Tensor) -> dict[str, Any]:
@@ -99,20 +131,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/sawtooth"))
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()
-    config = json.loads((Path(__file__).parent / "config.json").read_text())
-    training = {**config["training"], "context": tuple(config["training"]["context"])}
-    training["steps"] = args.steps or training["steps"]
+    config = settings(args.steps)
+    model, result = train(args.out, args.activation, args.steps)
     process = Sawtooth()
-    model = build(config, args.activation)
-    tasks, validation = process.tasks(config["tasks"], seed=1), process.tasks(config["validation_tasks"], seed=2)
-    result = bnnp.meta_train(model, tasks, validation=validation, folder=args.out, resume=True, **training)
+    tasks = process.tasks(config["tasks"], seed=1)
     untrained = build(config, args.activation)
     untrained.fit_scaling([bnnp.Task(x, y) for x, y in tasks])
     grid = torch.linspace(-2, 2, 200).unsqueeze(-1)
     before, after = (m.prior_samples(grid, config["functions"], seed=3)[..., 0] for m in (untrained, model))
     report = {
         "activation": args.activation,
-        "steps": training["steps"],
+        "steps": config["training"]["steps"],
         "seconds": round(result.seconds, 1),
         "validation": result.best_score,
         "noise_std": [float(s) for s in model.noise_std] if model.noise_std is not None else None,

@@ -1,27 +1,31 @@
 """Learn a prior over the weights of a Bayesian neural network from many data sets; get the posterior of a new one in one pass.
 
 A **prior** is a module that hands out weights as mean + L eps, with eps standard normal.
-A **network** is a module whose call on a context returns a **Posterior**: an immutable value that can predict and be
-sampled.
+A **network** is a module whose call on a context returns a **Posterior**: an immutable value that can predict, be sampled,
+and be *updated* to another Posterior.
 """
 
 from bnnp import objectives
-from bnnp.checkpoint import load, save
+from bnnp.checkpoint import load, load_posterior, save
 from bnnp.evaluation import Evaluation, evaluate
 from bnnp.likelihoods import Bernoulli, Gaussian
 from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
-from bnnp.posterior import Posterior, Predictive
+from bnnp.posterior import Posterior
+from bnnp.predictive import Predictive
 from bnnp.priors import Prior
 from bnnp.tasks import Context, Task, TaskBatch, collate
 from bnnp.training import TrainingError, TrainResult, meta_train
+from bnnp.trust import SBC, Diagnosis, sbc
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BNNP",
+    "SBC",
     "Bernoulli",
     "Context",
+    "Diagnosis",
     "Evaluation",
     "Gaussian",
     "NotPositiveDefiniteError",
@@ -36,7 +40,9 @@ __all__ = [
     "collate",
     "evaluate",
     "load",
+    "load_posterior",
     "meta_train",
     "objectives",
     "save",
+    "sbc",
 ]

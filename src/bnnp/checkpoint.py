@@ -6,6 +6,7 @@ step, so a reader sees the old state or the new one and never half of either. Lo
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -20,9 +21,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from bnnp.conjugate import Conditional, SiteSum
+from bnnp.likelihoods import noise_of
+from bnnp.linalg import compute_device, to_compute
 from bnnp.networks import BNNP
+from bnnp.particles import Particles
+from bnnp.posterior import Posterior
+from bnnp.tasks import Context
 
-__all__ = ["FORMAT_VERSION", "load", "read_bundle", "save", "write_atomically", "write_bundle"]
+__all__ = ["FORMAT_VERSION", "load", "load_posterior", "read_bundle", "save", "save_posterior", "write_atomically", "write_bundle"]
 
 FORMAT_VERSION = 1
 
@@ -140,5 +147,124 @@ def load(folder: str | os.PathLike[str]) -> BNNP:
     return model_from(header, tensors, str(folder))
 
 
-# The core knows no files, so the method that users expect is added where files are known.
+def _digest(model: Any) -> str:
+    """Return what tells one model from another: its settings and every number of it."""
+    header = model_header(model)
+    for flag in ("learn_mean", "learn_scale"):  # whether it is still learned does not change what it is
+        header["config"]["prior"].pop(flag)
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fields(part: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: getattr(part, name) for name in names if getattr(part, name) is not None}
+
+
+_SUMS, _CONDITIONAL = ("gram", "h", "rr", "log_prec", "count"), ("m", "root", "quad", "log_prec", "count", "B", "r")
+_PARTICLES, _POSTERIOR = ("drawn_kl", "log_ratio", "log_lik"), ("counts", "gained", "past_evidence", "applied")
+
+
+def _pack(posterior: Posterior) -> dict[str, Tensor]:
+    """Return all tensors of a posterior but those of its model."""
+    particles = posterior.particles
+    found = {**_fields(posterior, _POSTERIOR), **{f"particles.{k}": v for k, v in _fields(particles, _PARTICLES).items()}}
+    found |= {f"weights.{i}": W for i, W in enumerate(particles.weights)}
+    for name, q in (("last", particles.last), ("redraw", None if particles.redraw is None else particles.redraw[0])):
+        if q is not None:
+            found |= {f"{name}.{k}": v for k, v in _fields(q, _CONDITIONAL).items()}
+            found |= {f"{name}.sums.{k}": v for k, v in ({} if q.sums is None else _fields(q.sums, _SUMS)).items()}
+    if particles.redraw is not None:
+        found["noise"] = particles.redraw[1]
+    if isinstance(particles.seen, SiteSum):
+        found |= {f"seen.{k}": v for k, v in _fields(particles.seen, _SUMS).items()}
+    for i, points in enumerate([posterior.sample, *(posterior.kept or ())]):
+        found |= {f"points.{i}.{k}": v for k, v in _fields(points, ("x", "y", "mask")).items()}
+    return found
+
+
+def save_posterior(posterior: Posterior, folder: str | os.PathLike[str]) -> None:
+    """Save a posterior as `posterior.json` and one safetensors file, replacing an older one in one step; see `load_posterior`.
+
+    The model is saved on its own, once, with `model.save`. A process killed while it saves leaves the older posterior.
+    """
+    model: Any = posterior.model
+    header = {
+        "model": _digest(model),
+        "single": posterior.single,
+        "seed": posterior.seed,
+        "kept": None if posterior.kept is None else len(posterior.kept),
+        "points": int(posterior.counts.sum()),
+        "layers": len(posterior.particles.weights),
+    }
+    write_bundle(folder, "posterior", header, _pack(posterior))
+
+
+def load_posterior(folder: str | os.PathLike[str], model: BNNP) -> Posterior:
+    """Load a posterior that `Posterior.save` wrote; it goes on exactly where it was.
+
+    Arguments:
+        folder: where it is.
+        model: the model that made it, for instance from `load`; on whatever device it is.
+
+    Raises:
+        FileNotFoundError: no posterior is there.
+        ValueError: it is damaged, something else, of a newer format, or of another model.
+
+    Example:
+        >>> import tempfile
+        >>> model = BNNP(1, 1, hidden=(4,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.condition([[0.0]], [[1.0]], num_samples=2).save(folder)
+        ...     posterior = load_posterior(folder, model)
+        >>> posterior.num_samples
+        2
+    """
+    header, tensors = read_bundle(folder, "posterior")
+    digest = _digest(model)
+    if header.get("model") != digest:
+        raise ValueError(
+            f"Expected a posterior of this model (digest {digest}) in {folder}. Got one of another (digest {header.get('model')}). "
+            "Load the model that made it: the same settings, the same parameters, the same precision."
+        )
+    device = compute_device(model.device)
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+    def conditional(name: str) -> Conditional | None:
+        parts = {key: value.to(device) for key, value in under(f"{name}.").items()}
+        if not parts:
+            return None
+        sums = {key[5:]: parts.pop(key) for key in list(parts) if key.startswith("sums.")}
+        factor = own.layers[-1].prior.factor()
+        factor = factor.rebuild(*(to_compute(t.detach(), own.factor_dtype) for t in factor.tensors))
+        return Conditional(factor, **{"B": None, "r": None, **parts}, sums=SiteSum(**sums) if sums else None)  # type: ignore[arg-type]
+
+    try:
+        own: Any = copy.deepcopy(model).requires_grad_(False)
+        redraw, seen = conditional("redraw"), {key: value.to(device) for key, value in under("seen.").items()}
+        particles = Particles(
+            own.architecture,
+            tuple(tensors[f"weights.{i}"].to(model.device) for i in range(header["layers"])),
+            output=own.layers[-1],
+            last=conditional("last"),
+            noise_std=noise_of(own.likelihood),
+            dtype=own.factor_dtype,
+            seen=SiteSum(**seen) if seen else None,
+            redraw=None if redraw is None else (redraw, tensors["noise"].to(device)),
+            **{key: value.to(device) for key, value in under("particles.").items()},
+        )
+        count = 1 + (header["kept"] or 0)
+        sample, *kept = [Context(**{k: v.to(model.device) for k, v in under(f"points.{i}.").items()}) for i in range(count)]
+        state = {key: tensors[key].to(model.device if key == "counts" else device) for key in _POSTERIOR if key in tensors}
+        points = None if header["kept"] is None else tuple(kept)
+        return Posterior(particles, own, single=header["single"], seed=header["seed"], kept=points, sample=sample, **state)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"Expected all parts of a posterior in {folder}. Got {type(error).__name__}: {error}. Save it again.") from None
+
+
+# The core knows no files, so the methods that users expect are added where files are known.
 BNNP.save = save
+Posterior.save = save_posterior

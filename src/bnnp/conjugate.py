@@ -8,6 +8,10 @@ Then q(eps) has covariance (I + B^T B)^{-1} and mean (I + B^T B)^{-1} B^T r. Two
 I + B^T B (k x k), function space I + B B^T (N x N); `condition` takes the smaller. A masked point has lambda = 0 exactly, so its row
 of B and its r vanish. Nothing is inverted that is not I + (positive semi-definite), and no jitter enters.
 
+With N >= k the sums over points are taken in the space of features first, G = sum_n lambda_n a_n a_n^T and c = sum_n lambda_n resid_n a_n,
+and brought to eps once, B^T B = L^T G L and B^T r = L^T c: B is never formed, units that share their precisions share G, and the points
+may come in any number of sets (`PointSum`).
+
 Blocks and columns: a layer of d units is U blocks of C columns, U C = d. Where units have their own factor L or their own
 precisions, U = d and C = 1; where they share both, U = 1 and C = d, and one factorisation serves the layer.
 
@@ -20,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +33,10 @@ from torch import Tensor
 from bnnp.linalg import cho_solve, cholesky, log_det, lower_inverse, solve_lower, solve_lower_transposed, to_compute
 from bnnp.priors import Factor
 
-__all__ = ["Conditional", "Normal", "SiteSum", "Sites", "computed", "condition", "draw_canonical", "draw_fused", "site_sum"]
+__all__ = ["Conditional", "PointSum", "SiteSum", "Sites", "computed", "condition", "cut", "point_sum", "site_sum", "to_columns", "whiten"]
 
-CANONICAL_RANK = 512
-"""Widest layer whose draws are made in weight space whatever the number of points; see `draw_canonical`."""
-
-WIDE_COLUMNS = 8
-"""From this many columns a block on, the fused gradient gathers its products; see `_gradient_of_wide`."""
-
-CHUNK_BYTES = 6 * 2**20
-"""How much one chunk of blocks may take in the fused draw: enough to keep the products busy, small enough for the cache."""
-
-Normal = Callable[[tuple[int, ...]], Tensor]
+GRAM_BYTES = 32 * 2**20
+"""How much the weighted features of one chunk of points may take while a Gram matrix is summed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +58,7 @@ class Sites:
         return blocks, d // blocks
 
 
-def _to_columns(x: Tensor, blocks: int) -> Tensor:
+def to_columns(x: Tensor, blocks: int) -> Tensor:
     """Bring (*B, N, d) to (*B, U, N, C)."""
     return x.unflatten(-1, (blocks, -1)).movedim(-2, -3)
 
@@ -73,10 +68,15 @@ def _to_units(eps: Tensor) -> Tensor:
     return eps.mT.flatten(-3, -2)
 
 
-def _whiten(factor: Factor, A: Tensor, root_prec: Tensor) -> Tensor:
+def whiten(factor: Factor, A: Tensor, root_prec: Tensor) -> Tensor:
     """Return B with shape (*B, U, N, k); U is the larger of the blocks of the factor and of the precisions."""
     scaled = factor.project(A) * root_prec.unsqueeze(-1)
     return scaled.movedim(-2, -3).contiguous()
+
+
+def cut(x: Tensor, start: int, stop: int) -> Tensor:
+    """Return the precisions of the units from `start` to `stop`; shared ones are their own slice."""
+    return x if x.shape[-1] == 1 else x[..., start:stop]
 
 
 def _split_block(x: Tensor, columns: int) -> Tensor:
@@ -91,10 +91,102 @@ def _split_columns(x: Tensor) -> Tensor:
 
 def _log_prec(root_prec: Tensor, d: int) -> tuple[Tensor, Tensor]:
     """Return sum log lambda and the number of observations, both over points and units, each with shape (*B)."""
+    log, count = _log_prec_each(root_prec)
+    times = d // root_prec.shape[-1]
+    return times * log.sum(-1), times * count.sum(-1)
+
+
+def _log_prec_each(root_prec: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sum log lambda and the number of observations over points, each with shape (*B, V)."""
     seen = root_prec > 0
     log = 2.0 * torch.where(seen, root_prec, torch.ones_like(root_prec)).log()
-    times = d // root_prec.shape[-1]
-    return times * log.sum((-2, -1)), times * seen.sum((-2, -1)).to(log.dtype)
+    return log.sum(-2), seen.sum(-2).to(log.dtype)
+
+
+class _WeightedGram(torch.autograd.Function):
+    """Compute G_v = sum_n w_nv a_n a_n^T, with shape (*B, V, p, p), in chunks of points, keeping nothing but A and w."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(A, w)
+        V, p = w.shape[-1], A.shape[-1]
+        G = A.new_zeros(*A.shape[:-2], p, V * p)
+        for i, j in _point_chunks(A, V):
+            part = A[..., i:j, :]
+            G += part.mT @ (part.unsqueeze(-2) * w[..., i:j, :].unsqueeze(-1)).flatten(-2)
+        return G.unflatten(-1, (V, p)).movedim(-2, -3).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
+        (A, w), (g,) = ctx.saved_tensors, grads
+        V, p = w.shape[-1], A.shape[-1]
+        D = (g + g.mT).movedim(-3, -2).flatten(-2)  # (*B, p, V p)
+        g_A, g_w = torch.empty_like(A), torch.empty_like(w)
+        for i, j in _point_chunks(A, V):
+            part = A[..., i:j, :]
+            P = (part @ D).unflatten(-1, (V, p))  # (*B, n, V, p)
+            g_A[..., i:j, :] = (P * w[..., i:j, :].unsqueeze(-1)).sum(-2)
+            g_w[..., i:j, :] = 0.5 * (P @ part.unsqueeze(-1)).squeeze(-1)
+        return g_A, g_w
+
+
+def _point_chunks(A: Tensor, V: int) -> list[tuple[int, int]]:
+    size = max(1, int(GRAM_BYTES / (8 * V * max(math.prod(A.shape[:-2]), 1) * A.shape[-1])))
+    return [(i, min(i + size, A.shape[-2])) for i in range(0, A.shape[-2], size)]
+
+
+@dataclass(frozen=True, eq=False)
+class PointSum:
+    """Hold the sums over a set of points in the space of features; sets add up, in any order.
+
+    V is the number of different precisions, d or 1.
+
+    Arguments:
+        G: sum_n lambda_n a_n a_n^T with shape (*B, V, p, p).
+        c: sum_n lambda_n resid_n a_n with shape (*B, p, d).
+        rr: sum_n lambda_n resid_n^2 with shape (*B, d).
+        log_prec: sum_n log lambda_n with shape (*B, V).
+        count: number of observations with shape (*B, V).
+    """
+
+    G: Tensor
+    c: Tensor
+    rr: Tensor
+    log_prec: Tensor
+    count: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the sums as a tuple."""
+        return (self.G, self.c, self.rr, self.log_prec, self.count)
+
+    def slice(self, start: int, stop: int) -> PointSum:
+        """Return the sums of the units from `start` to `stop`."""
+        if self.G.shape[-3] == 1:
+            return PointSum(self.G, self.c[..., start:stop], self.rr[..., start:stop], self.log_prec, self.count)
+        whole = self.G[..., start:stop, :, :], self.c[..., start:stop], self.rr[..., start:stop]
+        return PointSum(*whole, self.log_prec[..., start:stop], self.count[..., start:stop])
+
+    def whiten(self, factor: Factor) -> SiteSum:
+        """Return the sums in the space of eps: B^T B = L^T G L and B^T r = L^T c; cost 2 p^2 k a block."""
+        V, d = self.G.shape[-3], self.c.shape[-1]
+        one_block = factor.blocks == 1 and V == 1
+        h = factor.pull(self.c.unsqueeze(-3) if one_block else self.c.mT.unsqueeze(-1))
+        log_prec, count = (d // V * x.sum(-1) for x in (self.log_prec, self.count))
+        return SiteSum(factor.congruence(self.G), h, self.rr.sum(-1), log_prec, count)
+
+
+def point_sum(A: Tensor, sites: Sites) -> PointSum:
+    """Sum a set of points in the space of features; cost N p^2 for each of V precisions.
+
+    Arguments:
+        A: features with shape (*B, N, p).
+        sites: pseudo-observations of these points.
+    """
+    w = sites.root_prec.square()
+    G = (A.mT @ (A * w)).unsqueeze(-3) if w.shape[-1] == 1 else _WeightedGram.apply(A, w.expand(*A.shape[:-1], -1))  # type: ignore[no-untyped-call]
+    weighted = w * sites.resid
+    return PointSum(G, A.mT @ weighted, (weighted * sites.resid).sum(-2), *_log_prec_each(sites.root_prec))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +206,11 @@ class SiteSum:
     rr: Tensor
     log_prec: Tensor
     count: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the sums as a tuple."""
+        return (self.gram, self.h, self.rr, self.log_prec, self.count)
 
     def split(self) -> SiteSum:
         """Return the same sums with one block for each unit, for sets in which units do not share their precisions."""
@@ -148,10 +245,18 @@ def site_sum(factor: Factor, A: Tensor, sites: Sites) -> SiteSum:
         A: features with shape (*B, N, p).
         sites: pseudo-observations of these points.
     """
-    blocks, _ = sites.columns(factor)
-    B = _whiten(factor, A, sites.root_prec)
-    r = _to_columns(sites.resid * sites.root_prec, blocks)
-    log_prec, count = _log_prec(sites.root_prec, sites.resid.shape[-1])
+    if A.shape[-2] >= A.shape[-1]:
+        return point_sum(A, sites).whiten(factor)
+    return _sum_of_rows(*_rows(factor, A, sites))
+
+
+def _rows(factor: Factor, A: Tensor, sites: Sites) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return B, r, sum log lambda and the number of observations."""
+    r = to_columns(sites.resid * sites.root_prec, sites.columns(factor)[0])
+    return whiten(factor, A, sites.root_prec), r, *_log_prec(sites.root_prec, sites.resid.shape[-1])
+
+
+def _sum_of_rows(B: Tensor, r: Tensor, log_prec: Tensor, count: Tensor) -> SiteSum:
     return SiteSum(B.mT @ B, B.mT @ r, (r * r).sum((-3, -2, -1)), log_prec, count)
 
 
@@ -274,6 +379,22 @@ class Conditional:
         e = e.mT.unflatten(-2, (C, -1)).movedim(-2, 0)
         return (e + self.m.mT).reshape(z.shape)
 
+    def log_ratio(self, eps: Tensor) -> Tensor:
+        """Return log q(eps) - log p(eps) = (log|M| - (eps - m)^T M (eps - m) + ||eps||^2) / 2 summed over units.
+
+        Arguments:
+            eps: weights with shape (*S, *B, d, k).
+
+        Returns:
+            With shape (*S, *B).
+        """
+        from_mean = (eps - self.mean).unflatten(-2, (self.m.shape[-3], -1)).mT  # (*S, *B, U, k, C)
+        if self.B is None:
+            quad = (self.root.mT @ from_mean).square().sum((-3, -2, -1))
+        else:
+            quad = (self.B @ from_mean).square().sum((-3, -2, -1)) + from_mean.square().sum((-3, -2, -1))
+        return 0.5 * (self.log_det - quad + eps.square().sum((-2, -1)))
+
     def update(self, A: Tensor, sites: Sites) -> Conditional:
         """Return q(eps) given these points too: sums add up, so the order in which points arrive does not matter.
 
@@ -283,17 +404,23 @@ class Conditional:
             A: features of the new points with shape (*B, M, p).
             sites: their pseudo-observations.
         """
-        if self.sums is not None:
-            return (self.sums + site_sum(self.factor, A, sites)).condition(self.factor)
-        assert self.B is not None and self.r is not None
+        if self.B is None or self.r is None or self.B.shape[-2] + A.shape[-2] >= self.factor.rank:
+            return self.extended(site_sum(self.factor, A, sites))  # never a matrix of more rows than weights
         old_B, old_r = self.B, self.r
-        new_B, new_r = _whiten(self.factor, A, sites.root_prec), _to_columns(sites.resid * sites.root_prec, sites.columns(self.factor)[0])
+        new_B, new_r, log_prec, count = _rows(self.factor, A, sites)
         if old_r.shape[-1] != new_r.shape[-1]:
             old_B, old_r = _split_block(old_B, old_r.shape[-1]), _split_columns(old_r)
             new_B, new_r = _split_block(new_B, new_r.shape[-1]), _split_columns(new_r)
-        log_prec, count = _log_prec(sites.root_prec, sites.resid.shape[-1])
         B, r = torch.cat([old_B, new_B], dim=-2), torch.cat([old_r, new_r], dim=-2)
-        return _from_whitened(self.factor, B, r, self.log_prec + log_prec, self.count + count)
+        return _from_rows(self.factor, B, r, self.log_prec + log_prec, self.count + count)
+
+    def extended(self, more: SiteSum) -> Conditional:
+        """Return q(eps) given the points of these sums too, in weight space."""
+        seen = self.sums
+        if seen is None:
+            assert self.B is not None and self.r is not None
+            seen = _sum_of_rows(self.B, self.r, self.log_prec, self.count)
+        return (seen + more).condition(self.factor)
 
     def expected_log_lik(self, A: Tensor, sites: Sites) -> Tensor:
         """Return E_q[sum_n log N(y~_n; a_n w, 1 / lambda_n)] summed over units, with shape (*B)."""
@@ -301,6 +428,21 @@ class Conditional:
         error = ((sites.resid - fit).square() + self.variance(A)) * sites.root_prec.square()
         log_prec, count = _log_prec(sites.root_prec, sites.resid.shape[-1])
         return 0.5 * (log_prec - count * math.log(2 * math.pi) - error.sum((-2, -1)))
+
+    def expected_log_lik_of(self, sums: SiteSum) -> Tensor:
+        """Return the same from the sums over the points: the squared error is rr - 2 h m + m^T gram m + tr(gram Sigma)."""
+        if sums.h.shape[-1] != self.m.shape[-1]:
+            sums = sums.split()
+        m = self.m if sums.h.shape[-1] == self.m.shape[-1] else _split_columns(self.m)
+        error = sums.rr - 2 * (sums.h * m).sum((-3, -2, -1)) + (m * (sums.gram @ m)).sum((-3, -2, -1))
+        if self.B is None:
+            Q = self._inverse_root  # Sigma = Q^T Q
+            spread = ((Q @ sums.gram) * Q).sum((-2, -1))
+        else:
+            V = self._inverse_root @ self.B  # Sigma = I - V^T V
+            spread = sums.gram.diagonal(dim1=-2, dim2=-1).sum(-1) - ((V @ sums.gram) * V).sum((-2, -1))
+        times = self.m.shape[-1] * self.m.shape[-3] // spread.shape[-1]
+        return 0.5 * (sums.log_prec - sums.count * math.log(2 * math.pi) - error - times * spread.sum(-1))
 
 
 def condition(factor: Factor, A: Tensor, sites: Sites, space: str | None = None) -> Conditional:
@@ -327,231 +469,16 @@ def condition(factor: Factor, A: Tensor, sites: Sites, space: str | None = None)
         space = "weight" if A.shape[-2] >= factor.rank else "function"
     if space == "weight":
         return site_sum(factor, A, sites).condition(factor)
-    blocks, _ = sites.columns(factor)
-    B = _whiten(factor, A, sites.root_prec)
-    r = _to_columns(sites.resid * sites.root_prec, blocks)
-    log_prec, count = _log_prec(sites.root_prec, sites.resid.shape[-1])
-    return _from_whitened(factor, B, r, log_prec, count, space)
+    return _from_rows(factor, *_rows(factor, A, sites))
 
 
-def _from_whitened(factor: Factor, B: Tensor, r: Tensor, log_prec: Tensor, count: Tensor, space: str | None = None) -> Conditional:
-    if space is None and B.shape[-2] >= B.shape[-1]:
-        return SiteSum(B.mT @ B, B.mT @ r, (r * r).sum((-3, -2, -1)), log_prec, count).condition(factor)
+def _from_rows(factor: Factor, B: Tensor, r: Tensor, log_prec: Tensor, count: Tensor) -> Conditional:
     C = cholesky(B @ B.mT + torch.eye(B.shape[-2], dtype=B.dtype, device=B.device))
     a = cho_solve(C, r)
     return Conditional(factor, B.mT @ a, C, (r * a).sum((-3, -2, -1)), log_prec, count, None, B, r)
-
-
-def _chunks(blocks: int, batch: int, N: int, k: int) -> list[tuple[int, int]]:
-    size = max(1, int(CHUNK_BYTES / (8 * max(batch * N * k, 1))))
-    return [(i, min(i + size, blocks)) for i in range(0, blocks, size)]
-
-
-def _cut(x: Tensor, start: int, stop: int) -> Tensor:
-    return x if x.shape[-1] == 1 else x[..., start:stop]
-
-
-def draw_canonical(factor: Factor, A: Tensor, sites: Sites, num_samples: int, normal: Normal, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Draw eps from q with noise that belongs to the weights, not to the points.
-
-    eps = m + R^{-T} z, z of k numbers a unit: the draw is the same function of the data whatever the order, the padding
-    and the batching of the points, for any number of them. It needs the weight-space factor: cost k^3 / 3 a block, whatever N.
-    Layers of more than `CANONICAL_RANK` columns with fewer points take `draw_fused`, for which this holds in distribution only.
-
-    Arguments:
-        factor: L of the layer's prior.
-        A: features with shape (Sa, T, N, p), Sa = S or 1.
-        sites: pseudo-observations of these points.
-        num_samples: S.
-        normal: source of standard normal numbers of a given shape (S, T, d, k), in the precision of the factorisations.
-        dtype: precision of the factorisations.
-
-    Returns:
-        eps with shape (S, T, d, k) and the KL divergence with shape (Sa, T).
-    """
-    if factor.rank > CANONICAL_RANK and A.shape[-2] < factor.rank:
-        return draw_fused(factor, A, sites, num_samples, normal, dtype)
-    factor, A, sites = computed(factor, A, sites, dtype)
-    T, d, k = A.shape[1], sites.resid.shape[-1], factor.rank
-    z = normal((num_samples, T, d, k))
-    if A.shape[-2] == 0:
-        return z, A.new_zeros(A.shape[:2])
-    if sites.columns(factor)[0] == 1:
-        return _draw_once(factor, A, sites, z)
-    eps, kl = [], torch.zeros(A.shape[:2], dtype=A.dtype, device=A.device)
-    for i, j in _chunks(d, 4 * A.shape[0] * T, max(A.shape[-2], k), k):
-        part = Sites(sites.resid[..., i:j], _cut(sites.root_prec, i, j))
-        drawn, part_kl = _draw_once(factor.slice(i, j), A, part, z[..., i:j, :])
-        eps.append(drawn)
-        kl = kl + part_kl
-    return torch.cat(eps, dim=-2), kl
-
-
-def _draw_once(factor: Factor, A: Tensor, sites: Sites, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw m + R^{-T} z, once for each of S conditionals or S times from one, with the KL divergence from the cheaper space.
-
-    The factor R does not depend on the order of the points (up to rounding), as a square root in function space would.
-    """
-    q = site_sum(factor, A, sites).condition(factor)
-    kl = q.kl if A.shape[-2] >= factor.rank else condition(factor, A, sites, "function").kl
-    return (q.draw(z.unsqueeze(1)).squeeze(1) if q.m.shape[0] == 1 else q.draw(z)), kl
 
 
 def computed(factor: Factor, A: Tensor, sites: Sites, dtype: torch.dtype) -> tuple[Factor, Tensor, Sites]:
     """Move a layer's problem to the device and precision of the factorisations."""
     factor = factor.rebuild(*(to_compute(t, dtype) for t in factor.tensors))
     return factor, to_compute(A, dtype), Sites(to_compute(sites.resid, dtype), to_compute(sites.root_prec, dtype))
-
-
-def draw_fused(factor: Factor, A: Tensor, sites: Sites, num_samples: int, normal: Normal, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Draw eps from q and give its KL divergence, with a backward pass written by hand.
-
-    eps = eps_0 + B^T G^{-1} (r - B eps_0 - z') with eps_0 and z' standard normal (Matheron), which equals M^{-1} (B^T (r - z') + eps_0):
-    both spaces give the same draw, and its gradient needs solves only. Blocks are taken in chunks that stay in the cache;
-    B is made again in the backward pass, so memory is min(N, k)^2 a block.
-
-    Arguments:
-        factor: L of the layer's prior.
-        A: features with shape (Sa, T, N, p), Sa = S or 1: with 1 there is one factorisation for all S draws.
-        sites: pseudo-observations of these points.
-        num_samples: S.
-        normal: source of standard normal numbers of a given shape, in the precision of the factorisations.
-        dtype: precision of the factorisations.
-
-    Returns:
-        eps with shape (S, T, d, k) and the KL divergence with shape (Sa, T).
-    """
-    factor, A, sites = computed(factor, A, sites, dtype)
-    Sa, T, N, _ = A.shape
-    S, d, k = num_samples, sites.resid.shape[-1], factor.rank
-    eps_0, z = normal((S, T, d, k)), normal((S, T, N, d))
-    if N == 0:
-        return eps_0, A.new_zeros(Sa, T)
-    blocks, _ = sites.columns(factor)
-    resid = (sites.resid * sites.root_prec).expand(Sa, T, N, d)
-    r = _to_columns(resid, blocks).contiguous()
-    rz = _columns_of_draws(resid - z, Sa, blocks)
-    e0 = _columns_of_draws(eps_0.mT, Sa, blocks)
-    if blocks == 1:  # one small B for all units: kept for the backward pass instead of made again
-        B = _whiten(factor, A, sites.root_prec).expand(Sa, T, 1, N, k)
-        eps, kl = _FusedDraw.apply(None, B, None, r, rz, e0)  # type: ignore[no-untyped-call]
-    else:
-        eps, kl = _FusedDraw.apply(factor, A, sites.root_prec, r, rz, e0, *factor.tensors)  # type: ignore[no-untyped-call]
-    out = eps.unflatten(-1, (-1, S // Sa)).permute(5, 0, 1, 2, 4, 3)  # (S/Sa, Sa, T, U, C, k)
-    return out.reshape(S, T, d, k), kl
-
-
-def _columns_of_draws(x: Tensor, Sa: int, blocks: int) -> Tensor:
-    """Bring (S, T, N, d) to (Sa, T, U, N, C S/Sa): draws from one conditional are columns of one solve."""
-    S, T, N, d = x.shape
-    parts = x.reshape(S // Sa, Sa, T, N, blocks, d // blocks)
-    return parts.permute(1, 2, 4, 3, 5, 0).reshape(Sa, T, blocks, N, -1)
-
-
-class _FusedDraw(torch.autograd.Function):
-    """Compute (eps, KL) from B = diag(root_prec) A L, in chunks of blocks; without a factor, B itself comes in the place of A."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, factor: Factor | None, A: Tensor, root: Tensor | None, r: Tensor, rz: Tensor, e0: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        Sa, T, N = r.shape[0], r.shape[1], r.shape[3]
-        k, blocks = e0.shape[-2], r.shape[2]
-        ctx.weight = k <= N
-        ctx.chunks = _chunks(blocks, Sa * T, N, max(k, N))
-        ctx.factor = factor
-        eps, m = torch.empty_like(e0), r.new_empty(Sa, T, blocks, k, r.shape[-1])
-        kl, inverses = r.new_zeros(Sa, T), []
-        for i, j in ctx.chunks:
-            B = A if factor is None or root is None else _whiten(factor.slice(i, j), A, _cut(root, i, j))
-            at = (slice(None), slice(None), slice(i, j))
-            Q, half_log_det = _inverse_root(B, ctx.weight)
-            m[at] = _apply(B, Q, B.mT @ r[at], r[at], ctx.weight)
-            eps[at] = _apply_draw(B, Q, rz[at], e0[at], ctx.weight)
-            trace = Q.square().sum((-2, -1)) + (0 if ctx.weight else k - N)
-            C = r.shape[-1]
-            kl += 0.5 * (m[at].square().sum((-2, -1)) + C * (trace - k + 2 * half_log_det)).sum(-1)
-            inverses.append(Q)
-        ctx.save_for_backward(A, root, r, rz, eps, m, *tensors, *inverses)
-        ctx.num_tensors = len(tensors)
-        return eps, kl
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        g_eps, g_kl = grads
-        A, root, r, rz, eps, m, *rest = ctx.saved_tensors
-        tensors, inverses = rest[: ctx.num_tensors], rest[ctx.num_tensors :]
-        factor = None if ctx.factor is None else ctx.factor.rebuild(*(t.detach() for t in tensors))
-        g = g_kl[:, :, None, None, None]
-        g_r, g_rz = torch.empty_like(r), torch.empty_like(rz)
-        g_A, g_root = torch.zeros_like(A), None if root is None else torch.zeros_like(root)
-        g_tensors = [torch.zeros_like(t) for t in tensors]
-        for (i, j), Q in zip(ctx.chunks, inverses, strict=True):
-            at = (slice(None), slice(None), slice(i, j))
-            leaves, B_leaf = ([], A) if factor is None else _whiten_again(factor.slice(i, j), A, _cut(root, i, j))
-            B = B_leaf.detach()
-            inner = Q.mT @ Q  # Sigma in weight space, G^{-1} in function space
-            c = _solve(B, inner, g_eps[at], ctx.weight)
-            e = _solve(B, inner, g * m[at], ctx.weight)
-            Bc, Be = B @ c, B @ e
-            D = inner - inner @ inner
-            D = D.mul_(g * r.shape[-1])
-            pairs = (eps[at], c, m[at], e)
-            if ctx.weight and r.shape[-1] >= WIDE_COLUMNS:
-                g_B = _gradient_of_wide(B, D, *pairs, r[at], rz[at])
-            else:
-                lefts = torch.cat([-Bc, rz[at] - B @ eps[at], -Be, r[at] - B @ m[at]], dim=-1)
-                g_B = (B @ D if ctx.weight else D @ B) + lefts @ torch.cat(pairs, dim=-1).mT
-            g_r[at], g_rz[at] = Be, Bc
-            if g_root is None:
-                g_A = g_B
-                continue
-            found = torch.autograd.grad(B_leaf, leaves, g_B)
-            g_A += found[0]
-            _cut(g_root, i, j).add_(found[1])
-            for total, piece in zip(g_tensors, found[2:], strict=True):
-                (total if total.shape[0] == 1 else total[i:j]).add_(piece)
-        return (None, g_A, g_root, g_r, g_rz, None, *g_tensors)
-
-
-def _whiten_again(part: Factor, A: Tensor, root: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Make B of one chunk again, with a graph that leads to A, to the precisions and to the factor."""
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (A, root, *part.tensors)]
-        return leaves, _whiten(part.rebuild(*leaves[2:]), leaves[0], leaves[1])
-
-
-def _gradient_of_wide(B: Tensor, D: Tensor, eps: Tensor, c: Tensor, m: Tensor, e: Tensor, r: Tensor, rz: Tensor) -> Tensor:
-    """Return B D - B c eps^T + (rz - B eps) c^T - B e m^T + (r - B m) e^T, gathered so that B is multiplied once.
-
-    For many columns: with X = c eps^T + e m^T it is B (D - X - X^T) + rz c^T + r e^T.
-    """
-    X = (c @ eps.mT).flatten(0, 2).baddbmm_(e.flatten(0, 2), m.flatten(0, 2).mT).view_as(D)
-    g_B = B @ (D - X - X.mT)
-    g_B.flatten(0, 2).baddbmm_(rz.flatten(0, 2), c.flatten(0, 2).mT).baddbmm_(r.flatten(0, 2), e.flatten(0, 2).mT)
-    return g_B
-
-
-def _inverse_root(B: Tensor, weight: bool) -> tuple[Tensor, Tensor]:
-    """Return Q = R^{-1} with R R^T = I + B^T B (or I + B B^T), and log |R|."""
-    M = B.mT @ B if weight else B @ B.mT
-    M.diagonal(dim1=-2, dim2=-1).add_(1.0)
-    R = cholesky(M)
-    return lower_inverse(R), R.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def _apply(B: Tensor, Q: Tensor, h: Tensor, r: Tensor, weight: bool) -> Tensor:
-    """Return (I + B^T B)^{-1} B^T r, given h = B^T r."""
-    return Q.mT @ (Q @ h) if weight else B.mT @ (Q.mT @ (Q @ r))
-
-
-def _apply_draw(B: Tensor, Q: Tensor, rz: Tensor, e0: Tensor, weight: bool) -> Tensor:
-    """Return the draw M^{-1} (B^T rz + e0) = e0 + B^T G^{-1} (rz - B e0)."""
-    if weight:
-        return Q.mT @ (Q @ (B.mT @ rz + e0))
-    return e0 + B.mT @ (Q.mT @ (Q @ (rz - B @ e0)))
-
-
-def _solve(B: Tensor, inner: Tensor, v: Tensor, weight: bool) -> Tensor:
-    """Return (I + B^T B)^{-1} v from Sigma, or from G^{-1} by Woodbury's identity."""
-    return inner @ v if weight else v - B.mT @ (inner @ (B @ v))

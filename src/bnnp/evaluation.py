@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from bnnp.mixtures import crps_gaussian_mixture
 from bnnp.tasks import Task
 
 __all__ = [
@@ -38,7 +39,6 @@ __all__ = [
 ArrayLike: TypeAlias = Any  # a tensor, a NumPy array or a nested list of numbers
 SplitTask: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
-_BLOCK_BYTES = 64 * 2**20  # largest working set of crps_gaussian_mixture
 _CRPS_DRAWS = 256  # draws where a predictive has no closed-form CRPS
 _GRID = 99  # levels at which the distribution of PIT values is compared with the uniform
 
@@ -113,54 +113,6 @@ def crps(samples: Tensor, y: Tensor) -> Tensor:
     rank = torch.arange(1, n + 1, dtype=z.dtype, device=z.device).reshape(n, *[1] * y.ndim)
     # Sorted, sum_{i<j} (z_j - z_i) = sum_i (2 i - n - 1) z_i.
     return z.abs().mean(0) - ((2.0 * rank - n - 1.0) * z).sum(0) / (n * (n - 1))
-
-
-def crps_gaussian_mixture(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
-    """Return the exact continuous ranked probability score of an equal-weight mixture of Gaussians.
-
-    CRPS = 1/S sum_s A(y - m_s, v_s) - 1/(2 S^2) sum_{s,s'} A(m_s - m_s', v_s + v_s'), A(m, v) = E|N(m, v)|. Time S^2
-    per point; the S x S x points terms are taken in blocks of about 64 MiB.
-
-    Arguments:
-        mean: of the S components, with shape (S, ...).
-        std: of the components, >= 0, broadcastable to (S, ...).
-        y: observations with shape (...).
-
-    Returns:
-        Scores with shape (...), in the units of y.
-
-    Raises:
-        ValueError: the shapes disagree.
-
-    References:
-        Calibrated probabilistic forecasting using ensemble model output statistics (Grimit et al., 2006).
-
-    Example:
-        >>> crps_gaussian_mixture(torch.zeros(1), torch.ones(1), torch.tensor(0.0))
-        tensor(0.2337)
-    """
-    if mean.ndim < 1 or mean.shape[1:] != y.shape:
-        raise ValueError(f"Expected mean with shape (S, *{tuple(y.shape)}). Got {tuple(mean.shape)}. Put the components first.")
-    S = mean.shape[0]
-    m = (mean - y).reshape(S, -1)
-    v = (std**2).expand_as(mean).reshape(S, -1)
-    elements = max(1, _BLOCK_BYTES // (8 * m.element_size()))  # about eight temporaries of a block live at once
-    rows = max(1, min(S, elements // S))
-    points = max(1, elements // (rows * S))
-    spread = torch.zeros_like(m[0])
-    for p in range(0, m.shape[1], points):
-        block = slice(p, p + points)
-        for r in range(0, S, rows):
-            m_r, v_r = m[r : r + rows, None, block], v[r : r + rows, None, block]
-            spread[block] += _mean_abs_normal(m_r - m[None, :, block], v_r + v[None, :, block]).sum((0, 1))
-    return (_mean_abs_normal(m, v).mean(0) - spread / (2.0 * S * S)).reshape(y.shape)
-
-
-def _mean_abs_normal(m: Tensor, v: Tensor) -> Tensor:
-    """Return E|N(m, v)|, |m| at v = 0."""
-    s = v.sqrt().clamp_min(torch.finfo(m.dtype).tiny)
-    z = m / s
-    return m * torch.erf(z / math.sqrt(2.0)) + math.sqrt(2.0 / math.pi) * s * torch.exp(-0.5 * z**2)
 
 
 def coverage(pit: Tensor, levels: Sequence[float] = (0.5, 0.8, 0.95)) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnnp.conjugate import Normal, Sites, draw_canonical, draw_fused
+from bnnp.conjugate import Sites
+from bnnp.draws import CANONICAL_RANK, Normal, draw_canonical, draw_fused
 from bnnp.priors import PRIORS, Factor, LayerPrior, Prior
 
 __all__ = ["ACTIVATIONS", "MAX_PRECISION", "AmortisedLinear", "features", "mlp"]
@@ -112,36 +113,40 @@ class AmortisedLinear(nn.Module):
         log_variance = torch.logaddexp(2.0 * (out[..., start:] - 2.0), out.new_tensor(-math.log(MAX_PRECISION)))
         return pseudo_y, mask.unsqueeze(-1) * (-0.5 * log_variance).exp()
 
+    def in_weight_space(self, num_points: int, once: bool, canonical: bool) -> bool:
+        """Tell whether a draw given so many points is made in weight space, where it is a function of sums over points.
+
+        Arguments:
+            num_points: N, padding included.
+            once: one conditional serves all samples, as in the first layer.
+            canonical: draws are those of `draw_canonical`; otherwise the fast ones of training.
+        """
+        rank = self.prior.rank
+        # Where one small factorisation serves all samples, a draw from it is cheaper than noise for every point.
+        return num_points >= rank or rank <= (CANONICAL_RANK if canonical else SMALL_RANK if once else 0)
+
     def draw(
-        self,
-        A: Tensor,
-        pseudo_y: Tensor,
-        root_prec: Tensor,
-        num_samples: int,
-        normal: Normal,
-        canonical: bool,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
+        self, A: Tensor, sites: Sites, num_samples: int, normal: Normal, canonical: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Draw W from its posterior given features A.
 
         Arguments:
             A: features with shape (Sa, T, N, p), Sa = S, or 1 where they do not depend on the sample.
-            pseudo_y: pseudo-observations with shape (T, N, d_out).
-            root_prec: square roots of their precisions with shape (T, N, d_out) or (T, N, 1).
+            sites: pseudo-observations as residuals from the prior mean.
             num_samples: S.
             normal: source of standard normal numbers.
             canonical: draw as `draw_canonical` does; otherwise as `draw_fused`.
             dtype: precision of the factorisations.
 
         Returns:
-            W with shape (S, T, d_out, p) and the KL divergence with shape (Sa, T).
+            W with shape (S, T, d_out, p), the KL divergence with shape (Sa, T), and log q - log p with shape (S, T) where canonical.
         """
         factor = self.prior.factor()
-        # Where one small factorisation serves all samples, a draw from it is cheaper than noise for every point.
-        once = A.shape[0] == 1 and factor.rank <= SMALL_RANK
-        how = draw_canonical if canonical or once else draw_fused
-        eps, kl = how(factor, A, self.sites(A, pseudo_y, root_prec), num_samples, normal, dtype)
-        return self.weights(eps, factor), kl
+        if canonical or (A.shape[0] == 1 and self.in_weight_space(0, True, False)):
+            eps, kl, ratio = draw_canonical(factor, A, sites, num_samples, normal, dtype)
+            return self.weights(eps, factor), kl, ratio
+        eps, kl = draw_fused(factor, A, sites, num_samples, normal, dtype)
+        return self.weights(eps, factor), kl, None
 
     def sites(self, A: Tensor, pseudo_y: Tensor, root_prec: Tensor) -> Sites:
         """Return the pseudo-observations as residuals from the prior mean."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood"]
+__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "noise_of"]
 
 
 class Likelihood(nn.Module, ABC):
@@ -166,6 +166,11 @@ class Bernoulli(Likelihood):
     def config(self) -> dict[str, float | bool | None]:
         """Return the constructor's arguments: there are none."""
         return {}
+
+
+def noise_of(likelihood: Likelihood) -> Tensor | None:
+    """Return the noise of a Gaussian likelihood, in the network's units, or None for the others."""
+    return likelihood.noise_std if isinstance(likelihood, Gaussian) else None
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {"gaussian": Gaussian, "bernoulli": Bernoulli}

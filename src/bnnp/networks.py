@@ -14,20 +14,25 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bnnp.conjugate import CANONICAL_RANK, Conditional, Normal, Sites, computed, condition
+from bnnp.conjugate import Conditional, PointSum, Sites, SiteSum, condition, point_sum, site_sum
+from bnnp.draws import CANONICAL_RANK, Normal, draw_from_sums
 from bnnp.layers import ACTIVATIONS, AmortisedLinear
-from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood
-from bnnp.linalg import compute_device
-from bnnp.posterior import Architecture, Particles, Posterior, check_count, noise_of, seeded
-from bnnp.priors import NetworkPrior, Prior
-from bnnp.scaling import Reference, Standardiser
-from bnnp.tasks import Context, Task, check_inputs, make_context
+from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood, noise_of
+from bnnp.linalg import compute_device, to_compute
+from bnnp.particles import Architecture, Particles
+from bnnp.posterior import Posterior
+from bnnp.priors import Factor, NetworkPrior, Prior
+from bnnp.progress import ProgressLine
+from bnnp.scaling import REFERENCE_SIZE, Reference, Standardiser
+from bnnp.seeds import check_count, seeded
+from bnnp.streaming import Batches, Reservoir, Slices, Stream, is_stream
+from bnnp.tasks import Context, Task, check_inputs, make_context, subset
 
 __all__ = ["BNNP"]
 
@@ -194,9 +199,31 @@ class BNNP(nn.Module):
     def _sites(self, layer: AmortisedLinear, context: Context) -> tuple[Tensor, Tensor]:
         if layer.net is not None:
             return layer.pseudo_observations(context.x, context.y, context.mask)
+        return context.y, self._own_root(context)
+
+    def _own_root(self, context: Context) -> Tensor:
+        """Return the square roots of the precisions of observations with the likelihood's own noise."""
         noise = noise_of(self.likelihood)
         assert noise is not None
-        return context.y, context.mask.unsqueeze(-1) / noise
+        return context.mask.unsqueeze(-1) / noise
+
+    def output_sites(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Return the last layer's pseudo-observations of a context in the network's units, and the square roots of their precisions."""
+        return self._sites(self._layers[-1], context)
+
+    def _layer_sites(self, index: int, H: Tensor, context: Context, own_noise: bool = False) -> tuple[Tensor, Sites]:
+        """Return a layer's features and pseudo-observations, in the precision of the factorisations, given activations H before it.
+
+        With `own_noise`, those of the last layer are the data themselves with the likelihood's own noise.
+        """
+        layer = self._layers[index]
+        A = self.architecture.layer_input(H, index)
+        pseudo_y, root = (context.y, self._own_root(context)) if own_noise else self._sites(layer, context)
+        # Where the data are the pseudo-observations, a residual connection is taken off them.
+        skip = self.architecture.skip(H, layer.d_out) if layer.true_targets else None
+        sites = layer.sites(A, pseudo_y if skip is None else pseudo_y - skip, root)
+        A, resid, root = (to_compute(t, self.factor_dtype) for t in (A, sites.resid, sites.root_prec))
+        return A, Sites(resid, root)
 
     def particles(self, context: Context, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
         """Draw S particles from q(W | context), in the network's units; differentiable.
@@ -205,42 +232,130 @@ class BNNP(nn.Module):
             context: T tasks in the network's units.
             num_samples: S.
             normal: source of standard normal numbers in the precision of the factorisations.
-            canonical: draw hidden weights as `conjugate.draw_canonical` does; otherwise with the fast `draw_fused`.
+            canonical: draw hidden weights as `draws.draw_canonical` does; otherwise with the fast `draws.draw_fused`.
         """
         H = context.x.unsqueeze(0)
-        kl = torch.zeros(num_samples, context.num_tasks, dtype=self.factor_dtype, device=compute_device(H.device))
-        weights: list[Tensor] = []
-        *hidden, output = self._layers
-        for i, layer in enumerate(hidden if self.likelihood.conjugate else self._layers):
-            A = self.architecture.layer_input(H, i)
-            pseudo_y, root = self._sites(layer, context)
-            W, kl_l = layer.draw(A, pseudo_y, root, num_samples, normal, canonical, self.factor_dtype)
-            kl = kl + kl_l
-            weights.append(W)
-            skip = self.architecture.skip(H, layer.d_out)
-            H = A @ W.mT
-            H = H if skip is None else H + skip
-        noise = noise_of(self.likelihood)
+        drawn = _Drawn(num_samples)
+        hidden = len(self._layers) - 1
+        for i in range(hidden):
+            found = self._layers[i].draw(*self._layer_sites(i, H, context), num_samples, normal, canonical, self.factor_dtype)
+            H = self._next(i, H, drawn.take(found))
         if not self.likelihood.conjugate:
-            return Particles(self.architecture, tuple(weights), kl, output, None, noise, self.factor_dtype)
+            return self._drawn_last(drawn, *self._layer_sites(hidden, H, context), normal, canonical)
         H = H.expand(num_samples, *H.shape[1:])
-        at_context = (self.architecture.layer_input(H, len(hidden)), self.architecture.skip(H, output.d_out))
-        last = self._condition_last(at_context, context, canonical)
-        exact = output.net is None
-        return Particles(self.architecture, tuple(weights), kl, output, last, noise, self.factor_dtype, at_context, exact)
+        A, sites = self._layer_sites(hidden, H, context)
+        factor, space = self._output_factor(), "weight" if canonical and self._layers[-1].prior.rank <= CANONICAL_RANK else None
+        last = condition(factor, A, sites, space)
+        if self._layers[-1].net is None:
+            return self._with_last(drawn, last, None)
+        own = self._layer_sites(hidden, H, context, own_noise=True)
+        return self._with_last(drawn, last, site_sum(factor, *own) if canonical else own)
 
-    def _condition_last(self, features: tuple[Tensor, Tensor | None], context: Context, canonical: bool) -> Conditional:
-        output, (A, skip) = self._layers[-1], features
-        pseudo_y, root = self._sites(output, context)
-        sites = output.sites(A, pseudo_y if skip is None else pseudo_y - skip, root)
-        factor, A, sites = computed(output.prior.factor(), A, sites, self.factor_dtype)
-        return condition(factor, A, sites, "weight" if canonical and factor.rank <= CANONICAL_RANK else None)
+    def streamed_particles(self, stream: Stream, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
+        """Draw the particles that `particles` draws, from batches of points: memory independent of their number.
 
-    def paired_particles(self, context: Context, target: Context, num_samples: int, normal: Normal) -> tuple[Particles, Tensor]:
+        It reads the data once for each layer (and once more where the last layer is drawn). Arguments as for `particles`.
+        """
+        drawn, hidden = _Drawn(num_samples), len(self._layers) - 1
+        for i in range(hidden):
+            layer = self._layers[i]
+            if layer.in_weight_space(0, i == 0, canonical) or layer.in_weight_space(stream.shape[1], i == 0, canonical):
+                sums = self._streamed_sums(stream, i, drawn.weights)
+                factor = layer.prior.factor()
+                eps, kl, ratio = draw_from_sums(factor, sums, num_samples, normal)
+                drawn.take((layer.weights(eps, factor), kl, ratio))
+            else:
+                A, sites = self._gathered(stream, i, drawn.weights)
+                drawn.take(layer.draw(A, sites, num_samples, normal, canonical, self.factor_dtype))
+        output = self._layers[-1]
+        rare = output.prior.rank > CANONICAL_RANK and canonical and stream.shape[1] < output.prior.rank
+        if not self.likelihood.conjugate:
+            return self._streamed_drawn_last(stream, drawn, normal, canonical)
+        factor, own = self._output_factor(), None
+        if rare:
+            A, sites = self._gathered(stream, hidden, drawn.weights)
+            last = condition(factor, A.expand(num_samples, *A.shape[1:]), sites)
+        else:
+            last = drawn.expand(self._streamed_sums(stream, hidden, drawn.weights)).whiten(factor).condition(factor)
+        if output.net is not None:
+            own = drawn.expand(self._streamed_sums(stream, hidden, drawn.weights, own_noise=True)).whiten(factor)
+        return self._with_last(drawn, last, own)
+
+    def _next(self, index: int, H: Tensor, W: Tensor) -> Tensor:
+        """Return the activations behind a layer."""
+        skip = self.architecture.skip(H, self._layers[index].d_out)
+        H = self.architecture.layer_input(H, index) @ W.mT
+        return H if skip is None else H + skip
+
+    def _output_factor(self) -> Factor:
+        factor = self._layers[-1].prior.factor()
+        return factor.rebuild(*(to_compute(t, self.factor_dtype) for t in factor.tensors))
+
+    def _with_last(self, drawn: _Drawn, last: Conditional, seen: SiteSum | tuple[Tensor, Sites] | None) -> Particles:
+        noise, ratio = noise_of(self.likelihood), drawn.ratio
+        kl = drawn.kl if drawn.weights else torch.zeros_like(last.quad)
+        ratio = torch.zeros_like(kl) if ratio is None and not drawn.weights else ratio
+        return Particles(self.architecture, tuple(drawn.weights), kl, self._layers[-1], last, noise, self.factor_dtype, ratio, seen)
+
+    def _drawn_last(self, drawn: _Drawn, A: Tensor, sites: Sites, normal: Normal, canonical: bool) -> Particles:
+        """Draw the last layer too, where the likelihood has no closed form."""
+        output, redraw = self._layers[-1], None
+        if canonical:
+            A = A.expand(drawn.num_samples, *A.shape[1:])
+            space = "weight" if output.prior.rank <= CANONICAL_RANK else None
+            redraw = self._redrawn(drawn, condition(self._output_factor(), A, sites, space), normal)
+        else:
+            drawn.take(output.draw(A, sites, drawn.num_samples, normal, canonical, self.factor_dtype))
+        weights, dtype = tuple(drawn.weights), self.factor_dtype
+        return Particles(self.architecture, weights, drawn.kl, output, None, None, dtype, drawn.ratio, None, redraw)
+
+    def _redrawn(self, drawn: _Drawn, last: Conditional, normal: Normal) -> tuple[Conditional, Tensor]:
+        z = normal((drawn.num_samples, *last.mean.shape[1:]))
+        eps = last.draw(z)
+        drawn.take((self._layers[-1].weights(eps), last.kl, last.log_ratio(eps)))
+        return last, z
+
+    def _streamed_drawn_last(self, stream: Stream, drawn: _Drawn, normal: Normal, canonical: bool) -> Particles:
+        index, output = len(self._layers) - 1, self._layers[-1]
+        if not canonical and not output.in_weight_space(stream.shape[1], index == 0, False):
+            particles = self._drawn_last(drawn, *self._gathered(stream, index, drawn.weights), normal, False)
+        else:
+            factor, sums = self._output_factor(), self._streamed_sums(stream, index, drawn.weights)
+            redraw = self._redrawn(drawn, drawn.expand(sums).whiten(factor).condition(factor), normal)
+            weights, dtype = tuple(drawn.weights), self.factor_dtype
+            particles = Particles(self.architecture, weights, drawn.kl, output, None, None, dtype, drawn.ratio, None, redraw)
+
+        def log_lik(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            f = to_compute(self.architecture.hidden(points.x, weights), self.factor_dtype)
+            each = self.likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)
+            return (each.sum(-1),)
+
+        return dataclasses.replace(particles, log_lik=stream.sum(log_lik, particles.weights, learned(self.likelihood))[0])
+
+    def _streamed_sums(self, stream: Stream, index: int, weights: Sequence[Tensor], own_noise: bool = False) -> PointSum:
+        """Return a layer's sums over the points of a stream, given the weights before it."""
+
+        def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            H = self.architecture.hidden(points.x.unsqueeze(0), weights)
+            return point_sum(*self._layer_sites(index, H, points, own_noise)).tensors
+
+        return PointSum(*stream.sum(part, tuple(weights), learned(self._layers[index], self.likelihood)))
+
+    def _gathered(self, stream: Stream, index: int, weights: Sequence[Tensor]) -> tuple[Tensor, Sites]:
+        """Return a layer's features and pseudo-observations of all points, where there are fewer than weights."""
+
+        def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            A, sites = self._layer_sites(index, self.architecture.hidden(points.x.unsqueeze(0), weights), points)
+            return A, sites.resid, sites.root_prec
+
+        A, resid, root = stream.gather(part, tuple(weights))
+        return A, Sites(resid, root)
+
+    def paired_particles(self, context: Stream, target: Stream, num_samples: int, normal: Normal) -> tuple[Particles, Tensor]:
         """Draw S particles from q(W | context + target), with KL(q(. | context + target) || q(. | context)) along the same chain.
 
         Arguments:
-            context: T tasks in the network's units.
+            context: T tasks in the network's units, in one batch or several.
             target: further points of the same tasks.
             num_samples: S.
             normal: source of standard normal numbers.
@@ -248,31 +363,32 @@ class BNNP(nn.Module):
         Returns:
             The particles, whose last layer has seen context and target, and the KL divergence with shape (S, T).
         """
-        both, n = context.join(target), context.x.shape[1]
-        H = both.x.unsqueeze(0).expand(num_samples, *both.x.shape)
-        kl = torch.zeros(num_samples, both.num_tasks, dtype=self.factor_dtype, device=compute_device(H.device))
-        weights: list[Tensor] = []
-        last = None
+        drawn, last, kl = _Drawn(num_samples), None, None
         for i, layer in enumerate(self._layers):
-            A, skip = self.architecture.layer_input(H, i), self.architecture.skip(H, layer.d_out)
-            pseudo_y, root = self._sites(layer, both)
-            final = i == len(self._layers) - 1 and self.likelihood.conjugate
-            sites = layer.sites(A, pseudo_y - skip if final and skip is not None else pseudo_y, root)
-            factor, A_c, sites = computed(layer.prior.factor(), A, sites, self.factor_dtype)
-            old = condition(factor, A_c[..., :n, :], Sites(sites.resid[..., :n, :], sites.root_prec[..., :n, :]), "weight")
-            new_sites = Sites(sites.resid[..., n:, :], sites.root_prec[..., n:, :])
-            q = old.update(A_c[..., n:, :], new_sites)
-            kl = kl + q.expected_log_lik(A_c[..., n:, :], new_sites) - (q.log_z - old.log_z)
-            if final:
+            factor = layer.prior.factor()
+            exact = factor.rebuild(*(to_compute(t, self.factor_dtype) for t in factor.tensors))
+            old, new = (drawn.expand(self._streamed_sums(s, i, drawn.weights)).whiten(exact) for s in (context, target))
+            before, q = old.condition(exact), (old + new).condition(exact)
+            part = q.expected_log_lik_of(new) - (q.log_z - before.log_z)
+            kl = part if kl is None else kl + part
+            if i == len(self._layers) - 1 and self.likelihood.conjugate:
                 last = q
                 break
-            W = layer.weights(q.draw(normal(tuple(q.mean.shape))), layer.prior.factor())
-            weights.append(W)
-            H = A @ W.mT
-            H = H if skip is None else H + skip
-        noise = noise_of(self.likelihood)
-        hidden_kl = torch.full_like(kl, math.nan)  # the divergence from the prior is not computed here
-        return Particles(self.architecture, tuple(weights), hidden_kl, self._layers[-1], last, noise, self.factor_dtype), kl
+            drawn.weights.append(layer.weights(q.draw(normal(tuple(q.mean.shape))), factor))
+        assert kl is not None
+        nothing = torch.full_like(kl, math.nan)  # the divergence from the prior is not computed here
+        noise, weights = noise_of(self.likelihood), tuple(drawn.weights)
+        return Particles(self.architecture, weights, nothing, self._layers[-1], last, noise, self.factor_dtype), kl
+
+    def _normal(self, seed: int) -> Normal:
+        """Return noise for a posterior, the same for all tasks."""
+        generator, device = seeded(seed, "particles"), compute_device(self.device)
+
+        def normal(shape: tuple[int, ...]) -> Tensor:
+            z = torch.randn((shape[0], 1, *shape[2:]), generator=generator, dtype=self.factor_dtype)
+            return z.to(device).expand(shape)
+
+        return normal
 
     def forward(self, context: Context, num_samples: int = 64, seed: int = 0, single: bool = False) -> Posterior:
         """Return the posterior given a checked context in the user's units; differentiable, see `condition` for data.
@@ -283,44 +399,101 @@ class BNNP(nn.Module):
             raise TypeError(
                 f"Expected a bnnp.Context, such as bnnp.collate gives. Got {type(context).__name__}. For data: model.condition(x, y)."
             )
-        generator, device = seeded(seed, "particles"), compute_device(self.device)
+        particles = self.particles(self.scale(context), check_count(num_samples, "num_samples"), self._normal(seed), canonical=True)
+        sample = subset(context, REFERENCE_SIZE, seeded(seed, "sample"))
+        return self._posterior(particles, context.counts, single, seed, (context,), sample)
 
-        def normal(shape: tuple[int, ...]) -> Tensor:
-            z = torch.randn((shape[0], 1, *shape[2:]), generator=generator, dtype=self.factor_dtype)
-            return z.to(device).expand(shape)
-
-        particles = self.particles(self.scale(context), check_count(num_samples, "num_samples"), normal, canonical=True)
-        return Posterior(particles, context, self.scaling, self.likelihood, single)
+    def _posterior(
+        self, particles: Particles, counts: Tensor, single: bool, seed: int, kept: tuple[Context, ...] | None, sample: Context
+    ) -> Posterior:
+        zero = torch.zeros(particles.drawn_kl.shape, dtype=self.factor_dtype, device=particles.drawn_kl.device)
+        return Posterior(particles, self, counts, single, seed, kept, sample, zero, zero[0])
 
     @torch.no_grad()
-    def condition(self, xc: Any, yc: Any, mask: Any = None, num_samples: int = 64, seed: int = 0) -> Posterior:
+    def condition(
+        self,
+        xc: Any,
+        yc: Any = None,
+        mask: Any = None,
+        num_samples: int = 64,
+        seed: int = 0,
+        context_batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Posterior:
         """Return the posterior over the weights given a context, in one forward pass.
 
-        The same seed gives the same draw whatever the order and the padding of the points and the other tasks of the batch (in layers
-        of more than 512 inputs with fewer points: the same distribution).
+        The same seed gives the same draw whatever the order, the padding and the batches of the points and the other tasks (in layers
+        of more than 512 inputs with fewer points: the same distribution, and the same draw for the same order).
+
+        A context that does not fit in memory is read in batches, once for each layer, with memory that does not depend on its size; the
+        posterior is the same, and does not keep the points.
 
         Arguments:
             xc: inputs with shape (n, d_x) of one task, or (T, N, d_x) of many, in the user's units; n may be 0. Or a list of T
-                arrays with shape (n_t, d_x).
+                arrays with shape (n_t, d_x). Or batches of points instead of xc and yc: an iterable of pairs (x, y), or triples
+                (x, y, mask), that starts anew each time, or a function that returns an iterator of them.
             yc: outputs likewise, (n, d_y) or (T, N, d_y), or a list.
             mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes.
             num_samples: number of particles S.
             seed: of the particles.
+            context_batch_size: read the points in batches of this many; xc and yc may then be anything that can be sliced, such as memory
+                maps and variables of netCDF, HDF5 and zarr files.
+            progress: show a line of progress on standard error while batches are read.
 
         Returns:
             A `Posterior` that no longer depends on the model.
 
         Raises:
-            ValueError: shapes that do not fit, observed entries that are not finite, or outputs the likelihood cannot have made.
+            ValueError: shapes that do not fit, observed entries that are not finite, outputs the likelihood cannot have made, or batches
+                that change from pass to pass.
+            TypeError: batches that can be read only once.
 
         Example:
             >>> posterior = BNNP(1, 1, hidden=(8,)).condition(torch.zeros(0, 1), torch.zeros(0, 1), num_samples=4)
             >>> posterior.elbo
             tensor(0.)
         """
-        context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
-        self.likelihood.check(context.y)
-        return self.forward(context, num_samples, seed, single).frozen()
+        stream = yc is None and is_stream(xc)
+        if context_batch_size is None and not stream:
+            if yc is None:
+                raise TypeError(f"Expected xc and yc, or batches of pairs (x, y). Got {type(xc).__name__} and no yc.")
+            context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
+            self.likelihood.check(context.y)
+            return self.forward(context, num_samples, seed, single).frozen()
+        if stream and context_batch_size is not None:
+            raise ValueError("Expected batches, or arrays with context_batch_size. Got both: batches have their own sizes.")
+        source = xc if stream else self._slices(xc, yc, mask, context_batch_size)
+        batches = Batches(source, self.x_dim, self.y_dim, self.dtype, self.device, self.likelihood.check)
+        return self._condition_stream(batches, check_count(num_samples, "num_samples"), seed, progress).frozen()
+
+    def _slices(self, xc: Any, yc: Any, mask: Any, size: int | None) -> Slices:
+        if not hasattr(xc, "shape") or not hasattr(yc, "shape"):  # lists, of numbers or of data sets
+            context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
+            xc, yc, mask = (part[0] if single else part for part in (context.x, context.y, context.mask))
+        return Slices(xc, yc, mask, size=check_count(size or 0, "context_batch_size"))
+
+    def _condition_stream(self, batches: Batches, num_samples: int, seed: int, progress: bool) -> Posterior:
+        reservoir, counts = Reservoir(REFERENCE_SIZE, seeded(seed, "sample")), torch.zeros(1, dtype=torch.long, device=self.device)
+        passes = len(self._layers) + (0 if self.likelihood.conjugate and self.last_layer == "exact" else 1)
+        line = ProgressLine(passes, progress)
+        first = True
+
+        def read() -> Iterator[Context]:
+            nonlocal first, counts
+            for batch in batches:
+                if first:
+                    reservoir.add(batch)
+                    counts = counts + batch.counts
+                yield self.scale(batch)
+            first = False
+
+        done = itertools.count(1)
+        stream = Stream(read, watch=lambda at: line.show(at, f"pass {at + 1} of {passes}, {next(done)} batches read"))
+        try:
+            particles = self.streamed_particles(stream, num_samples, self._normal(seed), canonical=True)
+        finally:
+            line.close()
+        return self._posterior(particles, counts, batches.single, seed, None, reservoir.sample)
 
     def prior_samples(self, xt: Any, n: int, seed: int = 0, noisy: bool = False) -> Tensor:
         """Return n functions drawn from the prior at xt (M, d_x), with shape (n, M, d_y), in the user's units.
@@ -336,6 +509,38 @@ class BNNP(nn.Module):
             raise ValueError(f"Expected xt with shape (points, {self.x_dim}). Got shape {tuple(x.shape)}.")
         empty = torch.zeros(0, self.x_dim), torch.zeros(0, self.y_dim)
         return self.condition(*empty, num_samples=n, seed=seed).predict(x).sample(n, noisy=noisy, seed=seed)
+
+
+class _Drawn:
+    """Gather what the draws of the layers give."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.weights: list[Tensor] = []
+        self.kl: Tensor = torch.zeros(())
+        self.ratio: Tensor | None = None
+
+    def take(self, found: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """Take up the weights of a layer, their KL divergence and log q - log p; return the weights."""
+        W, kl, ratio = found
+        kl = kl.expand(W.shape[:2])
+        first = not self.weights
+        self.kl = kl if first else self.kl + kl
+        if first or ratio is None:
+            self.ratio = ratio
+        elif self.ratio is not None:  # known for all layers or for none
+            self.ratio = self.ratio + ratio
+        self.weights.append(W)
+        return W
+
+    def expand(self, sums: PointSum) -> PointSum:
+        """Return the sums of the first layer, which do not depend on the sample, once for each sample."""
+        return PointSum(*(t.expand(self.num_samples, *t.shape[1:]) for t in sums.tensors))
+
+
+def learned(*modules: nn.Module) -> list[Tensor]:
+    """Return the parameters of these modules that are learned."""
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
 
 
 def _widths(value: Any, name: str) -> tuple[int, ...]:

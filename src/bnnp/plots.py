@@ -29,6 +29,7 @@ __all__ = [
     "functions_1d",
     "learning_curve",
     "prior_images",
+    "rank_ecdf",
     "save_figure",
     "scores_bar",
 ]
@@ -39,6 +40,10 @@ INK, GRID = "#222222", "#DDDDDD"
 UNSEEN = "#BFDDF2"  # no grey value looks like this
 TITLE, LABEL, TICK = 13, 11, 10
 DPI = 130
+HOW_TO_READ_RANKS = (
+    "How to read a line outside the band: mostly above 0, draws are too high; mostly below 0, too low;\n"
+    "first above and then below, too narrow (too sure); first below and then above, too wide."
+)
 MOST_SAMPLES = 30  # more lines than this hide one another
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -327,6 +332,63 @@ def calibration(
     return fig
 
 
+def rank_ecdf(
+    ranks: Mapping[str, ArrayLike],
+    num_ranks: int,
+    bands: tuple[ArrayLike, ArrayLike],
+    p_values: Mapping[str, float],
+    title: str = "Where do true values rank among draws from the posterior?",
+) -> Figure:
+    """Draw for each quantity how far the share of ranks <= i lies above the (i + 1) / (D + 1) of uniform ranks, in a panel of its own.
+
+    Arguments:
+        ranks: for each quantity, how many of the D draws lie below the true value, with shape (R,).
+        num_ranks: number D of draws.
+        bands: smallest and largest share of ranks <= i expected of R uniform ranks, each with shape (D + 1,).
+        p_values: for each quantity, of its ranks being uniform.
+        title: above the picture.
+
+    Returns:
+        The figure; where a line is outside the band, it is drawn in another colour.
+
+    Raises:
+        ValueError: there are no ranks.
+
+    References:
+        Graphical test for discrete uniformity and its applications in goodness-of-fit evaluation and multiple sample comparison
+        (Säilynoja, Bürkner and Vehtari, 2022).
+    """
+    if not ranks:
+        raise ValueError("Expected ranks of at least one quantity. Got none.")
+    rows = math.ceil(len(ranks) / 4)
+    columns = math.ceil(len(ranks) / rows)
+    fig = _figure(max(2.9 * columns, 8.2), 2.5 * rows + 2.2)
+    axes = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    # A share of ranks <= i is drawn above the share that uniform ranks have, the line starting at (0, 0).
+    uniform = np.arange(num_ranks + 2) / (num_ranks + 1)
+    lower, upper = (np.concatenate([[0.0], _float(edge)]) - uniform for edge in bands)
+    for i, (ax, (name, values)) in enumerate(zip(axes, ranks.items(), strict=False)):
+        counts = np.bincount(np.asarray(values, dtype=np.int64), minlength=num_ranks + 1)
+        line = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()]) - uniform
+        outside = np.where((line < lower - 1e-9) | (line > upper + 1e-9), line, np.nan)
+        ax.fill_between(uniform, lower, upper, color=GRID, linewidth=0, label="a right posterior stays in here 95 times in 100")
+        ax.axhline(0.0, color=INK, linestyle="--", linewidth=1.0)
+        ax.plot(uniform, line, color=BLUE, linewidth=2.0, label="observed")
+        ax.plot(uniform, outside, ".-", color=RED, linewidth=2.5, markersize=5, label="observed, outside")
+        p = p_values[name]
+        says = f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+        xlabel = "rank of the true value\n(0: below all draws, 1: above)" if i + columns >= len(ranks) else ""
+        _dress(ax, f"{name}\n{says}", xlabel, "share ranked no higher,\nless the expected share" if i % columns == 0 else "")
+        ax.tick_params(labelbottom=True)
+        ax.grid(False)
+    for ax in axes[len(ranks) :]:
+        ax.set_axis_off()
+    handles, names = axes[0].get_legend_handles_labels()
+    _legend_below(fig, handles, names, columns=3, title=HOW_TO_READ_RANKS)
+    fig.suptitle(title, fontsize=TITLE, color=INK)
+    return fig
+
+
 def scores_bar(
     table: Mapping[str, Mapping[str, tuple[float, float]]],
     label: str = "log-density per unseen pixel (higher is better)",
@@ -423,10 +485,10 @@ def _unseen_legend(fig: Figure) -> None:
     _legend_below(fig, [patch], ["pixel that the model does not see"], columns=1)
 
 
-def _legend_below(fig: Figure, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
-    """Name what was drawn, below all panels."""
+def _legend_below(fig: Figure, handles: Sequence[Any], names: Sequence[str], columns: int, title: str | None = None) -> None:
+    """Name what was drawn, below all panels; a title stands above the names."""
     ncols = min(columns, len(names))
-    fig.legend(
+    legend = fig.legend(
         list(handles),
         list(names),
         loc="outside lower center",
@@ -434,7 +496,10 @@ def _legend_below(fig: Figure, handles: Sequence[Any], names: Sequence[str], col
         fontsize=TICK,
         frameon=False,
         labelcolor=INK,
+        title=title,
+        title_fontsize=LABEL,
     )
+    legend.get_title().set(color=INK, multialignment="center")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -1,519 +1,195 @@
-"""The posterior as a value: particles of weights, what they predict, and the answer in the user's units.
+"""The posterior as a value: particles of weights with their importance, told of more data, asked for predictions.
 
-A particle is one draw of all hidden layers. With a Gaussian likelihood its last layer is not drawn: given the hidden weights it
-is a Bayesian linear regression, kept as its conditional, so predictions are mixtures of S Gaussians in closed form.
+A `Posterior` never changes. `update` returns another one whose last layer has seen more points and whose particles are weighted by how
+well each predicted them: a particle filter with the last layer integrated out (Rao-Blackwellised). The hidden weights stay as they were
+drawn given the first context; `refresh` draws them again given everything.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import math
-import operator
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from bnnp.conjugate import Conditional, Sites
-from bnnp.layers import ACTIVATIONS, AmortisedLinear, features
-from bnnp.likelihoods import Gaussian, Likelihood
+from bnnp.importance import effective_sample_size, log_mean_exp, normalise, psis, systematic
+from bnnp.likelihoods import Likelihood, noise_of
 from bnnp.linalg import to_compute
-from bnnp.scaling import Standardiser
+from bnnp.particles import Particles
+from bnnp.predictive import GaussianPredictive, Predictive, SampledPredictive
+from bnnp.scaling import Reference, Standardiser
+from bnnp.seeds import check_count, seeded
 from bnnp.tasks import Context, check_inputs, make_context
 
-__all__ = ["Architecture", "GaussianPredictive", "Particles", "Posterior", "Predictive", "SampledPredictive", "seeded"]
+__all__ = ["Network", "Posterior"]
 
 
-def seeded(seed: int, stream: str) -> torch.Generator:
-    """Return a CPU generator for one use of a seed, so that the same seed gives the same draw on every device.
+class Network(Protocol):
+    """What a posterior asks of the model that made it."""
 
-    Uses have streams of their own: with one stream, draws of the last layer would repeat those of the first.
-
-    Raises:
-        TypeError: the seed is not an integer.
-    """
-    try:
-        digest = hashlib.sha256(f"{operator.index(seed)}/{stream}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    except TypeError:
-        raise TypeError(f"Expected seed as an integer. Got {type(seed).__name__}.") from None
-
-
-def check_count(value: int, name: str) -> int:
-    """Check a number of draws or steps: a positive integer."""
-    try:
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"Expected {name} as a positive integer. Got {value!r}.")
-    return number
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Say how activations pass from layer to layer."""
-
-    activation: str
-    residual: bool
-
-    def layer_input(self, H: Tensor, index: int) -> Tensor:
-        """Return the features A of layer `index` (from 0): [H, 1] at the input, [phi(H), 1] behind it."""
-        return features(H if index == 0 else ACTIVATIONS[self.activation](H))
-
-    def skip(self, H: Tensor, width: int) -> Tensor | None:
-        """Return what a residual connection adds to a layer of this width, or None."""
-        return H if self.residual and H.shape[-1] == width else None
-
-    def hidden(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
-        """Return H of the last hidden layer with shape (*S, *T, M, d) for weights with shape (*S, *T, d_l, p_l)."""
-        H = x
-        for i, W in enumerate(weights):
-            skip = self.skip(H, W.shape[-2])
-            H = self.layer_input(H, i) @ W.mT
-            H = H if skip is None else H + skip
-        return H
-
-
-@dataclass(frozen=True, eq=False)
-class Particles:
-    """Hold S draws from q(W | context) of T tasks, in the network's units.
-
-    Arguments:
-        architecture: how the layers are joined.
-        weights: drawn weights of each layer, with shape (S, T, d_l, p_l); without the last layer where it is collapsed.
-        hidden_kl: KL divergence of each particle's drawn layers, with shape (S, T).
-        output: the last layer.
-        last: q of the last layer given each particle's hidden weights, with batch (S, T), or None where it was drawn.
-        noise_std: noise of the Gaussian likelihood with shape (d_y,), where the last layer is collapsed.
-        dtype: precision of the factorisations.
-        at_context: the last layer's features at the context points and what a residual connection adds there, where it is collapsed.
-        exact: the last layer has seen the context with the likelihood's own noise, and nothing else.
-    """
-
-    architecture: Architecture
-    weights: tuple[Tensor, ...]
-    hidden_kl: Tensor
-    output: AmortisedLinear
-    last: Conditional | None
-    noise_std: Tensor | None
-    dtype: torch.dtype
-    at_context: tuple[Tensor, Tensor | None] | None = None
-    exact: bool = False
+    scaling: Standardiser
+    likelihood: Likelihood
+    reference: Reference
+    x_dim: int
+    y_dim: int
 
     @property
-    def num_samples(self) -> int:
-        """Return S."""
-        return self.hidden_kl.shape[0]
+    def dtype(self) -> torch.dtype:
+        """Return the precision of the features."""
+        ...
 
     @property
-    def kl(self) -> Tensor:
-        """Return the KL divergence of each particle's chain, with shape (S, T)."""
-        return self.hidden_kl if self.last is None else self.hidden_kl + self.last.kl
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        ...
 
-    def output_features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the last layer's features A (S, T, M, p) and what a residual connection adds to its output."""
-        H = self.architecture.hidden(x, self.weights).expand(*self.hidden_kl.shape, -1, -1)
-        return self.architecture.layer_input(H, len(self.weights)), self.architecture.skip(H, self.output.d_out)
+    def scale(self, context: Context) -> Context:
+        """Return a context in the network's units."""
+        ...
 
-    def outputs(self, x: Tensor) -> Tensor:
-        """Return f at x with shape (S, T, M, d_y), where every layer was drawn."""
-        return self.architecture.hidden(x, self.weights)
+    def output_sites(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Return the last layer's pseudo-observations and the square roots of their precisions."""
+        ...
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of f at x given each particle's hidden weights, each with shape (S, T, M, d_y)."""
-        assert self.last is not None
-        A, skip = self.output_features(x)
-        W = self.output.weights(self.last.mean)
-        f = to_compute(A, self.dtype) @ to_compute(W, self.dtype).mT
-        f = f if skip is None else f + to_compute(skip, self.dtype)
-        return f, self.last.variance(to_compute(A, self.dtype))
-
-    def sites(self, features: tuple[Tensor, Tensor | None], y: Tensor, mask: Tensor) -> tuple[Tensor, Sites]:
-        """Return the last layer's features and observations of y there, with the likelihood's own noise."""
-        assert self.noise_std is not None
-        A, skip = features
-        y = y if skip is None else y - skip
-        root = mask.unsqueeze(-1) / self.noise_std
-        sites = self.output.sites(A, y, root)
-        return to_compute(A, self.dtype), Sites(to_compute(sites.resid, self.dtype), to_compute(sites.root_prec, self.dtype))
-
-    def joint_log_lik(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Return log p(y | hidden weights, context), all points of a task together, with shape (S, T).
-
-        The last layer is integrated out: the ratio of its evidences with and without these points.
-        """
-        assert self.last is not None
-        A, sites = self.sites(self.output_features(x), y, mask)
-        return self.last.update(A, sites).log_z - self.last.log_z
-
-    def expected_log_lik(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Return E[sum_n log p(y_n | f(x_n))] over q of the last layer, with shape (S, T)."""
-        assert self.last is not None
-        return self.last.expected_log_lik(*self.sites(self.output_features(x), y, mask))
-
-    def context_log_lik(self, y: Tensor, mask: Tensor) -> Tensor:
-        """Return E[sum_n log p(y_n | f(x_n))] of the context over q of the last layer, with shape (S, T)."""
-        assert self.last is not None and self.at_context is not None
-        return self.last.expected_log_lik(*self.sites(self.at_context, y, mask))
-
-    def elbo(self, y: Tensor, mask: Tensor, beta: float = 1.0) -> Tensor:
-        """Return the context's expected log-likelihood minus beta times the KL divergence, of each particle, with shape (S, T).
-
-        Where the last layer is exact and beta is 1, its share is its log evidence, which costs less than the two parts.
-        """
-        if self.exact and beta == 1.0 and self.last is not None:
-            return self.last.log_z - self.hidden_kl
-        return self.context_log_lik(y, mask) - beta * self.kl
-
-
-class Predictive(ABC):
-    """Be the predictive distribution of T tasks at M points, in the user's units.
-
-    Where one task came without a task axis, results have none either. Shapes below are for a batch of tasks.
-    """
-
-    discrete: bool = False
-
-    def __init__(self, posterior: Posterior, x: Tensor) -> None:
-        self._posterior, self._x = posterior, x
-
-    @property
-    def is_discrete(self) -> bool:
-        """Return whether y takes separate values, so that densities are probabilities."""
-        return self.discrete
-
-    def _out(self, value: Tensor, task_axis: int = 0) -> Tensor:
-        """Give the user one of our float64 results: his dtype, his device, his axes."""
-        value = value.to(self._x.dtype).to(self._x.device)
-        return value.squeeze(task_axis) if self._posterior.single else value
-
-    def _targets(self, yt: Any, mask: Any) -> Context:
-        x = self._x.squeeze(0) if self._posterior.single else self._x
-        y_dim = self._posterior.y_dim
-        context, _ = make_context(x, yt, mask, x_dim=x.shape[-1], y_dim=y_dim, dtype=x.dtype, device=x.device, name="t")
-        self._posterior.likelihood.check(context.y)
-        return context
-
-    @property
-    @abstractmethod
-    def mean(self) -> Tensor:
-        """Return the mean of y with shape (T, M, d_y)."""
-
-    @property
-    @abstractmethod
-    def std(self) -> Tensor:
-        """Return the standard deviation of y, noise included, with shape (T, M, d_y)."""
-
-    @property
-    @abstractmethod
-    def epistemic_std(self) -> Tensor:
-        """Return the standard deviation of the noise-free function, with shape (T, M, d_y)."""
-
-    @abstractmethod
-    def _log_prob(self, y: Tensor, mask: Tensor, joint: bool) -> Tensor:
-        """Return log p(y) in the network's units."""
-
-    def log_prob(self, yt: Any, joint: bool = False, mask: Any = None) -> Tensor:
-        """Return log densities of targets (log probabilities where y is discrete).
-
-        Arguments:
-            yt: targets with shape (T, M, d_y), in the user's units.
-            joint: False for one density per point, log 1/S sum_s prod_outputs p; True for the density of all points of a task
-                together, log 1/S sum_s prod_points p, with the last layer integrated out.
-            mask: True = observed, with shape (T, M).
-
-        Returns:
-            With shape (T, M), zero where masked; or (T,) for the joint density.
-
-        Raises:
-            ValueError: shapes that do not fit, or observed entries that are not finite.
-        """
-        target = self._targets(yt, mask)
-        scaling = self._posterior.scaling
-        value = self._log_prob(scaling.y(target.y), target.mask, joint)
-        volume = to_compute(scaling.log_volume, value.dtype)
-        seen = target.mask.to(value.device)
-        return self._out(value - (target.counts.to(value.device) if joint else seen) * volume)
-
-    @abstractmethod
-    def _sample(self, n: int, noisy: bool, generator: torch.Generator) -> Tensor:
-        """Return draws in the network's units."""
-
-    def sample(self, n: int = 1, noisy: bool = True, seed: int = 0) -> Tensor:
-        """Return n draws with shape (n, T, M, d_y), each coherent over the points: draw i is one function, from particle i mod S.
-
-        Arguments:
-            n: number of draws.
-            noisy: draw observations; otherwise the noise-free function (for class labels: the probability).
-            seed: of the draws.
-        """
-        f = self._sample(check_count(n, "n"), noisy, seeded(seed, "predictive"))
-        return self._out(self._posterior.scaling.y_inverse(f), task_axis=1)
-
-    @abstractmethod
-    def cdf(self, yt: Any, mask: Any = None) -> Tensor:
-        """Return P(y <= yt) of each output, with shape (T, M, d_y); where masked, it is that of a placeholder."""
-
-    @abstractmethod
-    def quantile(self, q: float) -> Tensor:
-        """Return the q-quantile of y of each output, with shape (T, M, d_y)."""
-
-
-def _check_level(q: float) -> float:
-    if not 0.0 < float(q) < 1.0:
-        raise ValueError(f"Expected a quantile level between 0 and 1. Got {q}.")
-    return float(q)
-
-
-class GaussianPredictive(Predictive):
-    """Be a mixture of S Gaussians, one for each particle, in closed form."""
-
-    def __init__(self, posterior: Posterior, x: Tensor) -> None:
-        super().__init__(posterior, x)
-        particles = posterior.particles
-        self._f, self._var_f = particles.moments(posterior.scaling.x(x))
-        assert particles.noise_std is not None
-        self._noise = to_compute(particles.noise_std, particles.dtype)
-        self._std_s = (self._var_f.clamp(min=0) + self._noise**2).sqrt()
-        self._unit = to_compute(posterior.scaling.y_scale, particles.dtype)
-        self._shift = to_compute(posterior.scaling.y_shift, particles.dtype)
-
-    @property
-    def components(self) -> tuple[Tensor, Tensor]:
-        """Return means and standard deviations (noise included) of the S Gaussians of each output, each (S, T, M, d_y)."""
-        return self._out(self._f * self._unit + self._shift, 1), self._out(self._std_s * self._unit, 1)
-
-    @property
-    def mean(self) -> Tensor:
-        """Return the mean of y with shape (T, M, d_y)."""
-        return self._out(self._f.mean(0) * self._unit + self._shift)
-
-    @property
-    def std(self) -> Tensor:
-        """Return the standard deviation of y, noise included, with shape (T, M, d_y)."""
-        return self._out((self._epistemic_variance() + self._noise**2).sqrt() * self._unit)
-
-    @property
-    def epistemic_std(self) -> Tensor:
-        """Return the standard deviation of the noise-free function, with shape (T, M, d_y)."""
-        return self._out(self._epistemic_variance().sqrt() * self._unit)
-
-    def _epistemic_variance(self) -> Tensor:
-        return self._var_f.clamp(min=0).mean(0) + self._f.var(0, correction=0)
-
-    def _log_prob(self, y: Tensor, mask: Tensor, joint: bool) -> Tensor:
-        particles = self._posterior.particles
-        S = math.log(particles.num_samples)
-        if joint:
-            return particles.joint_log_lik(self._posterior.scaling.x(self._x), y, mask).logsumexp(0) - S
-        z = (to_compute(y, self._f.dtype) - self._f) / self._std_s
-        each = (-0.5 * z**2 - self._std_s.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
-        return (each.logsumexp(0) - S) * mask.to(each.device)
-
-    def _sample(self, n: int, noisy: bool, generator: torch.Generator) -> Tensor:
-        f = self._posterior.function_values(self._x, n, generator)
-        return self._posterior.likelihood.sample(f, generator) if noisy else f
-
-    def _mixture_cdf(self, y: Tensor) -> Tensor:
-        return torch.special.ndtr((y - self._f) / self._std_s).mean(0)
-
-    def cdf(self, yt: Any, mask: Any = None) -> Tensor:
-        """Return P(y <= yt) of each output, with shape (T, M, d_y); where masked, it is that of a placeholder."""
-        y = self._posterior.scaling.y(self._targets(yt, mask).y)
-        return self._out(self._mixture_cdf(to_compute(y, self._f.dtype)))
-
-    def quantile(self, q: float) -> Tensor:
-        """Return the q-quantile of y of each output, with shape (T, M, d_y), by bisection of the mixture's distribution function."""
-        q = _check_level(q)
-        z = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * q - 1, dtype=torch.float64)))
-        each = self._f + z * self._std_s  # the mixture's quantile lies between those of its components
-        low, high = each.amin(0) - 1e-9, each.amax(0) + 1e-9
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            below = self._mixture_cdf(middle) < q
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return self._out(0.5 * (low + high) * self._unit + self._shift)
-
-    def crps(self, yt: Any, mask: Any = None) -> Tensor:
-        """Return the continuous ranked probability score of each output, with shape (T, M, d_y), in the units of y; zero where masked.
-
-        For a mixture: mean_i A(y - f_i, s_i^2) - 1/2 mean_ij A(f_i - f_j, s_i^2 + s_j^2), where A(m, v) = E|N(m, v)|.
-        """
-        target = self._targets(yt, mask)
-        y = to_compute(self._posterior.scaling.y(target.y), self._f.dtype)
-        first = _expected_abs(y - self._f, self._std_s**2).mean(0)
-        second = torch.zeros_like(first)
-        for f, s in zip(self._f, self._std_s, strict=True):
-            second += _expected_abs(f - self._f, s**2 + self._std_s**2).mean(0) / len(self._f)
-        return self._out((first - 0.5 * second) * self._unit * target.mask.unsqueeze(-1).to(first.device))
-
-
-def _expected_abs(m: Tensor, v: Tensor) -> Tensor:
-    s = v.sqrt()
-    t = m / s
-    return m * (2 * torch.special.ndtr(t) - 1) + 2 * s * torch.exp(-0.5 * t**2) / math.sqrt(2 * math.pi)
-
-
-class SampledPredictive(Predictive):
-    """Be a mixture over S drawn networks, for likelihoods without a closed form: class labels, each output on its own."""
-
-    discrete = True
-
-    def __init__(self, posterior: Posterior, x: Tensor) -> None:
-        super().__init__(posterior, x)
-        f = posterior.particles.outputs(posterior.scaling.x(x))
-        self._f = to_compute(f, posterior.particles.dtype)
-        self._p = self._f.sigmoid()
-
-    @property
-    def mean(self) -> Tensor:
-        """Return P(y = 1) with shape (T, M, d_y)."""
-        return self._out(self._p.mean(0))
-
-    @property
-    def std(self) -> Tensor:
-        """Return the standard deviation sqrt(p (1 - p)) of y, with shape (T, M, d_y)."""
-        p = self._p.mean(0)
-        return self._out((p * (1 - p)).sqrt())
-
-    @property
-    def epistemic_std(self) -> Tensor:
-        """Return the standard deviation of the probability over networks, with shape (T, M, d_y)."""
-        return self._out(self._p.std(0, correction=0))
-
-    def _log_prob(self, y: Tensor, mask: Tensor, joint: bool) -> Tensor:
-        each = self._posterior.likelihood.log_prob(self._f, to_compute(y, self._f.dtype)) * to_compute(mask, self._f.dtype)
-        each = each.sum(-1) if joint else each
-        return each.logsumexp(0) - math.log(len(self._f))
-
-    def _sample(self, n: int, noisy: bool, generator: torch.Generator) -> Tensor:
-        f = self._posterior.function_values(self._x, n, generator)
-        return self._posterior.likelihood.sample(f, generator) if noisy else f.sigmoid()
-
-    def cdf(self, yt: Any, mask: Any = None) -> Tensor:
-        """Return P(y <= yt) of each output, with shape (T, M, d_y); where masked, it is that of a placeholder."""
-        y = to_compute(self._targets(yt, mask).y, self._f.dtype)
-        return self._out(torch.where(y >= 1, torch.ones_like(y), 1 - self._p.mean(0)))
-
-    def quantile(self, q: float) -> Tensor:
-        """Return the q-quantile of y, 0 or 1, with shape (T, M, d_y)."""
-        return self._out((1 - self._p.mean(0) < _check_level(q)).to(self._p.dtype))
+    def forward(self, context: Context, num_samples: int = 64, seed: int = 0, single: bool = False) -> Posterior:
+        """Return the posterior given a context."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """Be the posterior over the weights of T tasks: an immutable value that predicts and is sampled.
+    """Be the posterior over the weights of T tasks: an immutable value that predicts, is sampled, and is updated to another.
 
     Arguments:
         particles: the draws, in the network's units.
-        context: what was conditioned on, in the user's units.
-        scaling: from the user's units to the network's and back.
-        likelihood: from f to y.
+        model: the model that made it.
+        counts: number of points seen, with shape (T,).
         single: one task came without a task axis, so results have none.
+        seed: of the particles.
+        kept: the points seen, in the user's units, in the order of their arrival; None where they were streamed.
+        sample: at most 256 of the points of the first context, in the user's units.
+        gained: log weights gained by updates since the last resampling, with shape (S, T).
+        applied: log weights that resampling has used up, with shape (S, T); None before any.
+        past_evidence: log evidence of the updates before the last resampling, with shape (T,).
     """
 
     particles: Particles
-    context: Context
-    scaling: Standardiser
-    likelihood: Likelihood
+    model: Network
+    counts: Tensor
     single: bool
+    seed: int
+    kept: tuple[Context, ...] | None
+    sample: Context
+    gained: Tensor
+    past_evidence: Tensor
+    applied: Tensor | None = None
+
+    save: ClassVar[Callable[..., None]]
+    """Save the posterior in a folder; set by `bnnp.checkpoint`, since the core knows no files."""
+    diagnose: ClassVar[Callable[..., Any]]
+    """Say how far the posterior can be trusted; set by `bnnp.trust`."""
 
     def frozen(self) -> Posterior:
-        """Return the same posterior on copies of what it shares with the model, which training may change."""
-        output = copy.deepcopy(self.particles.output).requires_grad_(False)
-        scaling = copy.deepcopy(self.scaling).requires_grad_(False)
-        likelihood = copy.deepcopy(self.likelihood).requires_grad_(False)
-        particles = dataclasses.replace(self.particles, output=output, noise_std=noise_of(likelihood))
-        return dataclasses.replace(self, particles=particles, scaling=scaling, likelihood=likelihood)
+        """Return the same posterior on a copy of the model, which training may change."""
+        model: Any = copy.deepcopy(self.model)
+        model.requires_grad_(False)
+        particles = dataclasses.replace(self.particles, output=model.layers[-1], noise_std=noise_of(model.likelihood))
+        return dataclasses.replace(self, particles=particles, model=model)
+
+    @property
+    def scaling(self) -> Standardiser:
+        """Return the normaliser: from the user's units to the network's and back."""
+        return self.model.scaling
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Return the likelihood: from f to y."""
+        return self.model.likelihood
 
     @property
     def y_dim(self) -> int:
         """Return d_y."""
-        return self.context.y.shape[-1]
+        return self.model.y_dim
+
+    @property
+    def num_tasks(self) -> int:
+        """Return the number of tasks T."""
+        return self.counts.shape[0]
 
     @property
     def num_samples(self) -> int:
         """Return the number of particles S."""
         return self.particles.num_samples
 
+    # --- predictions ---------------------------------------------------------------------------------------------
+
     def _inputs(self, xt: Any, name: str = "xt") -> Tensor:
-        like = self.context.x
-        x = check_inputs(xt, like.shape[-1], name, like.dtype, like.device)
-        if x.ndim == 3 and (self.single or x.shape[0] != like.shape[0]):
+        d_x, T = self.model.x_dim, self.num_tasks
+        x = check_inputs(xt, d_x, name, self.model.dtype, self.model.device)
+        if x.ndim == 3 and (self.single or x.shape[0] != T):
             raise ValueError(
-                f"Expected {name} with shape (points, {like.shape[-1]})"
-                + ("" if self.single else f" or ({like.shape[0]}, points, {like.shape[-1]}), one row of points for each task")
-                + f". Got shape {tuple(x.shape)}. The posterior was conditioned on {like.shape[0]} task(s)."
+                f"Expected {name} with shape (points, {d_x})"
+                + ("" if self.single else f" or ({T}, points, {d_x}), one row of points for each task")
+                + f". Got shape {tuple(x.shape)}. The posterior was conditioned on {T} task(s)."
             )
-        return x.expand(like.shape[0], *x.shape[-2:])
+        return x.expand(T, *x.shape[-2:])
 
     @torch.no_grad()
-    def predict(self, xt: Any) -> Predictive:
+    def predict(self, xt: Any, batch_size: int | None = None, reweight: bool = False) -> Predictive:
         """Return the predictive distribution at xt with shape (M, d_x), the same for every task, or (T, M, d_x).
 
         Cost: one pass of the S networks over the points, and S M p^2 for the last layer's variances.
+
+        Arguments:
+            xt: inputs, in the user's units.
+            batch_size: run the networks over this many points at a time, so that memory does not grow with samples x points x width.
+                Each question to the predictive then costs a pass of its own.
+            reweight: weight the particles by their importance p(context, W) / q(W), Pareto-smoothed, and not only by what updates have
+                told of them. Better where `diagnose().pareto_k` is below 0.7, worse above.
 
         Raises:
             ValueError: a wrong width, another number of tasks, or inputs that are not finite.
         """
         x = self._inputs(xt)
-        return GaussianPredictive(self, x) if self.particles.last is not None else SampledPredictive(self, x)
+        size = None if batch_size is None else check_count(batch_size, "batch_size")
+        log_weights = psis(self.log_importance)[0] if reweight else normalise(self.gained).log()
+        kind = GaussianPredictive if self.particles.last is not None else SampledPredictive
+        return kind(self, x, log_weights.to(self.gained), size)
 
-    @property
-    def kl(self) -> Tensor:
-        """Return KL(q || p) of each task with shape (T,): closed form in each layer, Monte Carlo over the layers before it."""
-        return self._per_task(self.particles.kl.mean(0))
+    def draws(self, n: int, generator: torch.Generator, log_weights: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return n draws of all layers, each with shape (n, T, d_l, p_l), in the network's units.
 
-    @property
-    def elbo(self) -> Tensor:
-        """Return E_q[log p(y_c | f(x_c))] - KL(q || p) with shape (T,): a lower bound of the log evidence of the context."""
-        x, y, mask = self.scaling.x(self.context.x), self.scaling.y(self.context.y), self.context.mask
+        With equal weights draw i has the hidden weights of particle i mod S; otherwise particles are drawn by systematic resampling.
+        """
+        log_weights = self.gained if log_weights is None else log_weights
         particles = self.particles
-        if particles.last is not None:
-            value = particles.elbo(y, mask).mean(0)
-        else:
-            f = to_compute(particles.outputs(x), particles.dtype)
-            each = self.likelihood.log_prob(f, to_compute(y, f.dtype)) * to_compute(mask, f.dtype)
-            value = (each.sum(-1) - particles.kl).mean(0)
-        volume = to_compute(self.scaling.log_volume, value.dtype)
-        return self._per_task(value - self.context.counts.to(value.device) * volume)
-
-    def _per_task(self, value: Tensor) -> Tensor:
-        value = value.to(self.context.x.dtype).to(self.context.x.device)
-        return value.squeeze(0) if self.single else value
-
-    def _draws(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return n draws of all layers, each with shape (n, T, d_l, p_l); draw i has the hidden weights of particle i mod S."""
-        particles = self.particles
-        index = torch.arange(n, device=self.context.x.device) % particles.num_samples
+        if bool((log_weights != log_weights[:1]).any()):
+            index = systematic(log_weights.cpu(), n, generator).to(particles.drawn_kl.device)
+            # In an order that is not sorted by particle, so that the first few draws show more than one.
+            order = torch.randperm(n, generator=generator).to(index.device)
+            particles = particles.picked(index[order])
+        index = torch.arange(n, device=particles.drawn_kl.device) % particles.num_samples
+        weights = tuple(W[index.to(W.device)] for W in particles.weights)
         if particles.last is None:
-            return tuple(W[index] for W in particles.weights)
+            return weights
         S, T, d, k = particles.last.mean.shape
         rounds = -(-n // S)
         z = torch.randn(rounds, S, 1, d, k, generator=generator, dtype=particles.dtype)
-        z = z.expand(rounds, S, T, d, k).to(particles.last.m.device)
-        eps = particles.last.draw(z).flatten(0, 1)[:n]
-        return (*(W[index] for W in particles.weights), particles.output.weights(eps))
-
-    def function_values(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """Return n functions at x (T, M, d_x), with shape (n, T, M, d_y), in the network's units."""
-        with torch.no_grad():
-            return self.particles.architecture.hidden(self.scaling.x(x), self._draws(n, generator))
+        eps = particles.last.draw(z.expand(rounds, S, T, d, k).to(particles.last.m.device)).flatten(0, 1)[:n]
+        return (*weights, particles.output.weights(eps))
 
     @torch.no_grad()
     def sample_weights(self, n: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Return n draws of the weights of each layer with shape (n, T, d_l, p_l), bias last.
 
-        Weights are those of the network between scaled inputs and outputs. Draw i takes its hidden layers from particle
-        i mod S: condition with `num_samples` of at least n for n different ones.
+        Weights are those of the network between scaled inputs and outputs. Before any update draw i takes its hidden layers from
+        particle i mod S: condition with `num_samples` of at least n for n different ones.
         """
-        draws = self._draws(check_count(n, "n"), seeded(seed, "posterior"))
+        draws = self.draws(check_count(n, "n"), seeded(seed, "posterior"))
         return tuple(W.squeeze(1) for W in draws) if self.single else draws
 
     @torch.no_grad()
@@ -522,7 +198,7 @@ class Posterior:
 
         Each maps inputs (M, d_x), or (T, M, d_x), to outputs (T, M, d_y) in the user's units (for class labels: logits).
         """
-        draws = self._draws(check_count(n, "n"), seeded(seed, "posterior"))
+        draws = self.draws(check_count(n, "n"), seeded(seed, "posterior"))
         return [self._function(tuple(W[i] for W in draws)) for i in range(n)]
 
     def _function(self, weights: tuple[Tensor, ...]) -> Callable[[Any], Tensor]:
@@ -534,7 +210,169 @@ class Posterior:
 
         return function
 
+    # --- evidence ------------------------------------------------------------------------------------------------
 
-def noise_of(likelihood: Likelihood) -> Tensor | None:
-    """Return the noise of a Gaussian likelihood, in the network's units, or None for the others."""
-    return likelihood.noise_std if isinstance(likelihood, Gaussian) else None
+    def per_task(self, value: Tensor) -> Tensor:
+        """Give the user one of our float64 results with shape (T,): his dtype, his device, a scalar for a single task."""
+        value = value.to(self.model.dtype).to(self.model.device)
+        return value.squeeze(-1) if self.single else value
+
+    def _volume(self, counts: Tensor) -> Tensor:
+        """Return what log-densities of so many points lose on the way back to the user's units."""
+        return counts.to(self.gained.device) * to_compute(self.scaling.log_volume, self.gained.dtype)
+
+    def _log_lik(self, particles: Particles, points: Context) -> Tensor:
+        """Return log p(points | f) of drawn networks with shape (S, T); points in the network's units."""
+        f = to_compute(particles.outputs(points.x), particles.dtype)
+        return (self.likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)).sum(-1)
+
+    @torch.no_grad()
+    def _scored(self) -> Particles:
+        """Return the particles with the likelihood of what they have seen, where they do not carry it."""
+        particles = self.particles
+        if particles.last is not None or particles.log_lik is not None:
+            return particles
+        if self.kept is None:
+            raise ValueError(
+                "Expected the points that were seen, since an update draws the last layer of this likelihood again. Got a posterior that "
+                "was streamed and does not keep them. Condition it again on all points."
+            )
+        log_lik = sum((self._log_lik(particles, self.model.scale(c)) for c in self.kept), torch.zeros_like(particles.drawn_kl))
+        return dataclasses.replace(particles, log_lik=log_lik)
+
+    @property
+    def kl(self) -> Tensor:
+        """Return KL(q || p) of each task with shape (T,): closed form in each layer, Monte Carlo over the layers before it."""
+        return self.per_task(self.particles.kl.mean(0))
+
+    @property
+    def elbo(self) -> Tensor:
+        """Return E_q[log p(y | f(x))] - KL(q || p) of all points seen, with shape (T,): a lower bound of their log evidence.
+
+        Raises:
+            ValueError: the particles were resampled, so they are no longer draws from q.
+        """
+        return self.per_task(self.bounds.mean(0))
+
+    @property
+    def bounds(self) -> Tensor:
+        """Return what each particle says of `elbo`, with shape (S, T), in the precision of the factorisations."""
+        if self.applied is not None:
+            raise ValueError("Expected draws from q for the bound. Got resampled particles. Use diagnose().log_evidence, or refresh().")
+        particles = self.particles if self.particles.last is not None and torch.is_grad_enabled() else self._scored()
+        return particles.elbo() - self._volume(self.counts)
+
+    @property
+    def log_importance(self) -> Tensor:
+        """Return log p(points seen, W) - log q(W) of each particle in the user's units, with shape (S, T), the last layer integrated out.
+
+        What resampling has used up is taken off, so the mean of the exponentials is the evidence of all points seen.
+        """
+        weights = self._scored().log_weights - self._volume(self.counts)
+        return weights if self.applied is None else weights - self.applied
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """Return the log evidence of the points that came by `update`, given the context, with shape (T,): the sum of the log
+        predictive densities of what arrived, in the user's units.
+        """
+        return self.per_task(self.past_evidence + log_mean_exp(self.gained)[0])
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """Return the effective number of particles, (sum w)^2 / sum w^2 of the weights gained by updates, with shape (T,)."""
+        return self.per_task(effective_sample_size(self.gained))
+
+    @property
+    def weights(self) -> Tensor:
+        """Return the particles' weights with shape (S, T): equal before any update, summing to one."""
+        weights = normalise(self.gained).to(self.model.dtype).to(self.model.device)
+        return weights.squeeze(-1) if self.single else weights
+
+    # --- more data -----------------------------------------------------------------------------------------------
+
+    def _points(self, x: Any, y: Any, mask: Any) -> Context:
+        model = self.model
+        points, single = make_context(x, y, mask, x_dim=model.x_dim, y_dim=model.y_dim, dtype=model.dtype, device=model.device, name="")
+        if single != self.single or points.num_tasks != self.num_tasks:
+            many = f"{self.num_tasks} tasks, x with shape (tasks, points, columns)"
+            want = "one task, x with shape (points, columns)" if self.single else many
+            raise ValueError(f"Expected points of {want}, as the posterior has. Got x with shape {tuple(points.x.shape)[single:]}.")
+        self.likelihood.check(points.y)
+        return points
+
+    @torch.no_grad()
+    def update(self, x: Any, y: Any, mask: Any = None, reweight: bool = True) -> Posterior:
+        """Return the posterior that has seen these points too; this one stays as it is.
+
+        The last layer is conditioned on them, exactly where it is exact; each particle gains log p(y | x, particle), its predictive
+        evidence. The hidden weights are not drawn again: watch `effective_sample_size`, and `refresh` when it is small. Cost p^3 / 3 a
+        particle, whatever has been seen before.
+
+        Arguments:
+            x: inputs of the new points with shape (n, d_x) of one task, or (T, n, d_x) of many, in the user's units.
+            y: outputs likewise.
+            mask: True = observed, with shape (n,) or (T, n).
+            reweight: let the particles gain weight; False is the paper's update, in which all stay equal.
+
+        Raises:
+            ValueError: shapes that do not fit, or observed entries that are not finite.
+
+        References:
+            Rao-Blackwellised particle filtering for dynamic Bayesian networks (Doucet et al., 2000).
+        """
+        points = self._points(x, y, mask)
+        scaled = self.model.scale(points)
+        particles, gain = self.particles.told(scaled, self.model.output_sites(scaled))
+        if self.particles.last is None:
+            gain = self._log_lik(self.particles, scaled)
+        gain = gain - self._volume(points.counts)
+        past = self.past_evidence
+        if not reweight:  # what arrived still has a predictive density, under the weights as they are
+            past = past + (normalise(self.gained).log() + gain).logsumexp(0)
+        return dataclasses.replace(
+            self,
+            particles=particles,
+            counts=self.counts + points.counts,
+            kept=None if self.kept is None else (*self.kept, points),
+            gained=self.gained + gain if reweight else self.gained,
+            past_evidence=past,
+        )
+
+    @torch.no_grad()
+    def resample(self, seed: int = 0) -> Posterior:
+        """Return the posterior with particles drawn in proportion to their weights, all of which are equal afterwards.
+
+        Systematic resampling: particle s is kept floor(S w_s) or ceil(S w_s) times. It does not make new hidden weights: `refresh` does.
+        """
+        index = systematic(self.gained.cpu(), self.num_samples, seeded(seed, "resample")).to(self.gained.device)
+        evidence = log_mean_exp(self.gained)[0]
+        used = self.gained - evidence if self.applied is None else self.applied + self.gained - evidence
+        return dataclasses.replace(
+            self,
+            particles=self.particles.picked(index),
+            gained=torch.zeros_like(self.gained),
+            past_evidence=self.past_evidence + evidence,
+            applied=used.gather(0, index),
+        )
+
+    @torch.no_grad()
+    def refresh(self, x: Any = None, y: Any = None, mask: Any = None, num_samples: int | None = None, seed: int | None = None) -> Posterior:
+        """Return the posterior conditioned afresh on all points seen, and on these: hidden weights included.
+
+        Its `log_evidence` starts at zero again. With `num_samples` and `seed` not given, those of this posterior.
+
+        Raises:
+            ValueError: the points seen were streamed and are not kept.
+        """
+        if self.kept is None:
+            raise ValueError(
+                "Expected the points seen so far, to condition on them afresh. Got a posterior of a streamed context, which does not keep "
+                "them. Use model.condition with the stream and the new points."
+            )
+        kept = self.kept if x is None else (*self.kept, self._points(x, y, mask))
+        context = kept[0]
+        for more in kept[1:]:
+            context = context.join(more)
+        count = self.num_samples if num_samples is None else num_samples
+        return self.model.forward(context, count, self.seed if seed is None else seed, self.single)

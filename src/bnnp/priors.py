@@ -50,6 +50,14 @@ class Factor(ABC):
     def apply(self, eps: Tensor) -> Tensor:
         """Return L eps with shape (..., d, p) for eps with shape (..., d, k)."""
 
+    @abstractmethod
+    def pull(self, v: Tensor) -> Tensor:
+        """Return L^T v with shape (*B, U, k, C) for v with shape (*B, U, p, C)."""
+
+    @abstractmethod
+    def congruence(self, G: Tensor) -> Tensor:
+        """Return L^T G L with shape (*B, U, k, k) for G with shape (*B, V, p, p), V = U or 1."""
+
     @property
     def blocks(self) -> int:
         """Return the number of blocks U."""
@@ -88,6 +96,14 @@ class DiagonalFactor(Factor):
         """Return s * eps."""
         return self.s * eps
 
+    def pull(self, v: Tensor) -> Tensor:
+        """Return s * v."""
+        return self.s.unsqueeze(-1) * v
+
+    def congruence(self, G: Tensor) -> Tensor:
+        """Return s G s."""
+        return self.s.unsqueeze(-1) * G * self.s.unsqueeze(-2)
+
 
 @dataclass(frozen=True, eq=False)
 class DenseFactor(Factor):
@@ -121,6 +137,14 @@ class DenseFactor(Factor):
             return eps @ self.L[0].mT
         return torch.einsum("upk,...uk->...up", self.L, eps)
 
+    def pull(self, v: Tensor) -> Tensor:
+        """Return L^T v."""
+        return self.L.mT @ v
+
+    def congruence(self, G: Tensor) -> Tensor:
+        """Return L^T G L, at a cost of p^2 k a block."""
+        return self.L.mT @ (G @ self.L)
+
 
 class LayerPrior(nn.Module, ABC):
     """Hold the prior over the weights W (d_out, p) of one layer: rows mean_u + L_u eps_u, bias in the last column.
@@ -138,6 +162,11 @@ class LayerPrior(nn.Module, ABC):
         # Learned numbers are relative to this scale, so that one learning rate serves every width.
         self.unit = scale / math.sqrt(self.p) if scaled else scale
         self.relative_mean = nn.Parameter(torch.zeros(d_out, self.p))
+
+    @property
+    def rank(self) -> int:
+        """Return the number k of columns of L."""
+        return self.p
 
     @property
     def mean(self) -> Tensor:

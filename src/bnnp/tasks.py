@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Array", "Context", "Task", "TaskBatch", "as_tasks", "check_inputs", "collate", "make_context", "split"]
+__all__ = ["Array", "Context", "Task", "TaskBatch", "as_tasks", "check_inputs", "collate", "make_context", "split", "subset"]
 
 Array = Tensor | np.ndarray[Any, Any]
 
@@ -59,6 +59,10 @@ class Context:
         """Move inputs and outputs as `Tensor.to` does; the mask follows the device only."""
         x = self.x.to(*args, **kwargs)
         return Context(x, self.y.to(*args, **kwargs), self.mask.to(x.device))
+
+    def rows(self, start: int, stop: int) -> Context:
+        """Return the points from `start` to `stop` of every task."""
+        return Context(self.x[:, start:stop], self.y[:, start:stop], self.mask[:, start:stop])
 
     def join(self, other: Context) -> Context:
         """Return the tasks with the points of both, those of `self` first."""
@@ -112,6 +116,8 @@ def _as_tensor(value: Any, name: str, dtype: torch.dtype | None) -> Tensor:
     if isinstance(value, Tensor):
         tensor = value.clone()  # what the caller does with his tensor afterwards must not reach us
     else:
+        if isinstance(value, np.ma.MaskedArray):  # as netCDF readers give; its fill values are no data
+            value = np.ma.filled(value.astype(np.result_type(value.dtype, np.float32)), np.nan)
         try:
             # A copy, since torch takes neither negative strides nor memory that cannot be written to.
             tensor = torch.from_numpy(np.array(value))
@@ -142,15 +148,16 @@ def _with_columns(tensor: Tensor, name: str, dim: int | None, axes: int) -> Tens
     return tensor
 
 
-def _check_finite(tensor: Tensor, name: str, mask: Tensor | None = None) -> None:
+def _check_finite(tensor: Tensor, name: str, mask: Tensor | None = None, first_row: int | None = None) -> None:
     bad = ~tensor.isfinite()
     if mask is not None:
         bad = bad & mask.unsqueeze(-1)
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
         value = float(tensor[where])
+        row = "" if first_row is None else f", row {first_row + where[-2]} of the whole context"
         raise ValueError(
-            f"Expected finite numbers in {name}. Got {value} at index {where}, {int(bad.sum())} such entries in all. "
+            f"Expected finite numbers in {name}. Got {value} at index {where}{row}, {int(bad.sum())} such entries in all. "
             "Drop these points, or mask them (mask=False) where a batch with a mask is given."
         )
 
@@ -190,6 +197,7 @@ def make_context(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     name: str = "c",
+    first_row: int | None = None,
 ) -> tuple[Context, bool]:
     """Check one data set (n, d), a batch (T, N, d), or a list of T data sets of any sizes, and return it as a `Context`.
 
@@ -202,6 +210,7 @@ def make_context(
         dtype: precision of the result; that of x where it is not given.
         device: where the result is; that of x where it is not given.
         name: suffix in error messages, "c" for context and "t" for target.
+        first_row: where these points are one batch of many: the number of its first row among all, for error messages.
 
     Returns:
         The context, and whether one data set came without a task axis.
@@ -229,8 +238,8 @@ def make_context(
             f"{xs.shape[-2]} inputs for {ys.shape[-2]} outputs."
         )
     keep = None if mask is None else _check_mask(mask, tuple(xs.shape[:-1]), f"mask_{name}").to(device)
-    _check_finite(xs, f"x{name}", keep)
-    _check_finite(ys, f"y{name}", keep)
+    _check_finite(xs, f"x{name}", keep, first_row)
+    _check_finite(ys, f"y{name}", keep, first_row)
     if single:
         xs, ys, keep = xs.unsqueeze(0), ys.unsqueeze(0), None if keep is None else keep.unsqueeze(0)
     if keep is None:
@@ -400,6 +409,11 @@ def split(batch: Context, num_context: Tensor, generator: torch.Generator) -> Ta
     mask_c = position[:widest] < take.unsqueeze(-1)
     mask_t = position[:rest] < (batch.counts - take).unsqueeze(-1)
     return TaskBatch(_gather(batch, first, mask_c), _gather(batch, last, mask_t))
+
+
+def subset(batch: Context, size: int, generator: torch.Generator) -> Context:
+    """Return at most `size` points of each task, chosen at random."""
+    return batch if batch.x.shape[1] <= size else split(batch, batch.counts.clamp(max=size).cpu(), generator).context
 
 
 def _gather(batch: Context, index: Tensor, mask: Tensor) -> Context:

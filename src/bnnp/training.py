@@ -27,8 +27,9 @@ from bnnp.checkpoint import model_header, read_bundle, write_atomically, write_b
 from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
 from bnnp.objectives import OBJECTIVES
-from bnnp.posterior import check_count, seeded
 from bnnp.progress import ProgressLine
+from bnnp.seeds import check_count, seeded
+from bnnp.settings import Settings, context_range
 from bnnp.tasks import Task, TaskBatch, as_tasks, collate, split
 
 __all__ = ["TrainResult", "TrainState", "TrainingError", "meta_train"]
@@ -38,61 +39,6 @@ MAX_BAD_STEPS = 10
 
 class TrainingError(RuntimeError):
     """Say that training cannot go on, and what to change."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Hold the settings of a run; a resumed run must have the same."""
-
-    objective: str
-    beta: float
-    steps: int
-    batch_size: int
-    num_samples: int
-    learning_rate: float
-    final_learning_rate: float
-    context: tuple[float, float] | tuple[int, int]
-    prior_mean_from_step: int
-    prior_scale_from_step: int
-    clip_norm: float | None
-    per_point: bool
-    seed: int
-    validate_every: int
-    log_every: int
-    data: str = ""
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"Expected objective among {', '.join(sorted(OBJECTIVES))}. Got {self.objective!r}.")
-        for name in ("steps", "batch_size", "num_samples", "validate_every", "log_every"):
-            check_count(getattr(self, name), name)
-        for name in ("learning_rate", "final_learning_rate", "beta", "clip_norm"):
-            value = getattr(self, name)
-            if name == "clip_norm" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-                raise ValueError(f"Expected {name} to be positive and finite. Got {value!r}.")
-        for name in ("prior_mean_from_step", "prior_scale_from_step"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"Expected {name} as a step, 0 or later. Got {value!r}.")
-        low, high = self.context
-        counts = isinstance(low, int) and isinstance(high, int)
-        if not (0 < low <= high) or (not counts and not high < 1):
-            raise ValueError(
-                "Expected context as a range of proportions such as (0.1, 0.6), each between 0 and 1, or of counts such as "
-                f"(3, 30), low to high. Got {self.context!r}."
-            )
-
-    def most_context(self, points: int) -> int:
-        """Return the largest context that a task of so many points can have."""
-        high = self.context[1]
-        return min(high if isinstance(high, int) else round(high * points), points - 1)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step: linear from the first to the last."""
-        done = step / max(self.steps - 1, 1)
-        return self.learning_rate + done * (self.final_learning_rate - self.learning_rate)
 
 
 @dataclass
@@ -149,6 +95,9 @@ def meta_train(
     checkpoint_every: int = 500,
     validate_every: int | None = None,
     log_every: int = 20,
+    context_batch_size: int | None = None,
+    target_batch_size: int | None = None,
+    gradient: str = "exact",
     keep: str = "best",
     resume: bool = False,
     progress: bool = True,
@@ -161,7 +110,7 @@ def meta_train(
         model: trained in place; its scaling is fitted on `tasks` if it was not fitted before.
         tasks: list of pairs (x, y) of any sizes, in the user's units.
         validation: held-out tasks; a proportion of `tasks` to hold out; or None for no validation.
-        objective: "pp_avi", "avi", "npml" or "npvi".
+        objective: "pp_avi", "avi", "npml", "npvi" or "iw_avi".
         beta: weight in the objective, for those that have one.
         steps: number of steps.
         batch_size: tasks a step, all processed at once.
@@ -179,6 +128,9 @@ def meta_train(
         checkpoint_every: steps between checkpoints; one is also written at the end and on Ctrl-C.
         validate_every: steps between validations; a twentieth of the run where not given.
         log_every: steps between records.
+        context_batch_size: take contexts in batches of this many points, with memory that does not depend on their size.
+        target_batch_size: the same for targets.
+        gradient: where batches are taken, "exact", or "one_batch": an unbiased estimate that costs less. See `bnnp.objectives.avi`.
         keep: "best": leave the model at its best validation score; "last".
         resume: go on from the checkpoint in `folder`, if there is one; settings and tasks must be those of that run.
         progress: show a line of progress on standard error.
@@ -194,8 +146,9 @@ def meta_train(
     seeded(seed, "check")
     every = max(1, check_count(steps, "steps") // 20) if validate_every is None else validate_every
     settings = Settings(
-        objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, _range(context),
+        objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, context_range(context),
         prior_mean_from_step, prior_scale_from_step, clip_norm, per_point, operator.index(seed), every, log_every,
+        context_batch_size, target_batch_size, gradient,
     )  # fmt: skip
     if keep not in ("best", "last"):
         raise ValueError(f"Expected keep as 'best' or 'last'. Got {keep!r}.")
@@ -203,8 +156,7 @@ def meta_train(
         raise ValueError("Expected folder= to resume from. Got none.")
     train, held_out = _collections(model, tasks, validation, seed)
     _check_contexts(train + held_out, settings)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("Expected a model with something to learn. Got one whose parameters are all frozen (requires_grad=False).")
+    _check_model(model, objective)
     settings = dataclasses.replace(settings, data=_digest([*train, *held_out]))
     path = None if folder is None else Path(folder)
     if path is not None:
@@ -219,12 +171,14 @@ def meta_train(
     return run.loop(keep)
 
 
-def _range(context: Any) -> tuple[float, float] | tuple[int, int]:
-    try:
-        low, high = context
-        return (operator.index(low), operator.index(high)) if hasattr(low, "__index__") else (float(low), float(high))
-    except (TypeError, ValueError):
-        raise ValueError(f"Expected context as a range (low, high) of proportions or of counts. Got {context!r}.") from None
+def _check_model(model: BNNP, objective: str) -> None:
+    if objective == "iw_avi" and model.likelihood.conjugate and model.last_layer == "amortised":
+        raise ValueError(
+            "Expected last_layer='exact' with iw_avi, which integrates the last layer out and never asks its inference network. "
+            "Got 'amortised'. Build the model with last_layer='exact'."
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("Expected a model with something to learn. Got one whose parameters are all frozen (requires_grad=False).")
 
 
 def _digest(tasks: Sequence[Task]) -> str:
@@ -342,8 +296,8 @@ class _Run:
         return self._cut(picked, self.data)
 
     def _objective(self, batch: TaskBatch) -> Tensor:
-        options = {"beta": self.settings.beta} if self.settings.objective in ("avi", "pp_avi") else {}
-        value = OBJECTIVES[self.settings.objective](self.model, batch, self.settings.num_samples, self.noise, **options)
+        settings = self.settings
+        value = OBJECTIVES[settings.objective](self.model, batch, settings.num_samples, self.noise, **settings.options)
         if self.settings.per_point:
             value = value / (batch.context.counts + batch.target.counts).to(value.device)
         return value.mean()
