@@ -118,7 +118,8 @@ def psis(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         k = torch.full_like(top, math.nan)
         if S >= FEWEST_DRAWS:
             M = math.ceil(min(S / 5, 3 * math.sqrt(S)))
-            rounding = 10 * torch.finfo(log_weights.dtype).eps * top.abs().clamp_min(1.0)
+            # Log weights are sums of many terms: what differs by less than a billionth does not differ.
+            rounding = 1e-9 + 10 * torch.finfo(log_weights.dtype).eps * top.abs()
             # Stable, so that equal weights at the cut are told apart by their place and not by chance.
             ordered, place = lw.sort(dim=0, stable=True)
             tail, k = _smooth_tail(ordered[-M:], ordered[-M - 1], rounding)

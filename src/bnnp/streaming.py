@@ -188,8 +188,8 @@ class Stream:
 
     Arguments:
         read: yields the batches of one pass, in the network's units.
-        gradient: "exact"; "one_batch" for the estimate; or the numbers of the batches to be taken, one for each sum, in the place of
-            random ones.
+        gradient: "exact"; "one_batch" for the estimate; or the numbers of the batches to be taken, one for each sum (modulo their
+            number), in the place of random ones.
         generator: source of the random numbers of batches.
         watch: called with the number of the pass after each batch.
     """
@@ -243,7 +243,7 @@ class Stream:
             device = "cpu" if self.generator is None else self.generator.device
             chosen = int(torch.randint(count, (), generator=self.generator, device=device))
         else:
-            chosen = self.gradient[self.sums]
+            chosen = self.gradient[self.sums] % count
         self.sums += 1
         with torch.no_grad():
             total = self._total(part, weights)

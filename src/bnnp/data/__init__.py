@@ -1,10 +1,12 @@
 """Where tasks come from: synthetic processes here, and readers of the user's own files beside them.
 
-Every source ends in a list of pairs (x, y), which is what `bnnp.meta_train` and `bnnp.evaluation.evaluate` accept.
+Every source of tasks ends in a list of pairs (x, y), which is what `bnnp.meta_train` and `bnnp.evaluation.evaluate` accept. A grid that is
+larger than memory ends in batches of points, which is what `model.condition` accepts.
 """
 
 from __future__ import annotations
 
+from bnnp.data.batches import grid_batches
 from bnnp.data.synthetic import Heaviside, KnownBNN, Process, Sawtooth, SquaredExponentialGP, SyntheticTask
 
-__all__ = ["Heaviside", "KnownBNN", "Process", "Sawtooth", "SquaredExponentialGP", "SyntheticTask"]
+__all__ = ["Heaviside", "KnownBNN", "Process", "Sawtooth", "SquaredExponentialGP", "SyntheticTask", "grid_batches"]
