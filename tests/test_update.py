@@ -143,7 +143,7 @@ def test_weighted_particles_are_a_weighted_mixture() -> None:
 
 
 def test_resampling_keeps_what_the_weights_said() -> None:
-    model, (first, a, b) = build(likelihood=bnnp.Gaussian(0.7)), data((3, 3, 3))
+    model, (first, a, b) = build(likelihood=bnnp.Gaussian(0.3)), data((3, 3, 3))
     posterior, (xt, _) = model.condition(*first, num_samples=20_000).update(*a), data((4,), seed=2)[0]
     equal = posterior.resample(seed=4)
     assert float(equal.effective_sample_size) == pytest.approx(20_000) and float(posterior.effective_sample_size) < 15_000

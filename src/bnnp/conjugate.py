@@ -23,6 +23,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -35,8 +36,8 @@ from bnnp.priors import Factor
 
 __all__ = ["Conditional", "PointSum", "SiteSum", "Sites", "computed", "condition", "cut", "point_sum", "site_sum", "to_columns", "whiten"]
 
-GRAM_BYTES = 32 * 2**20
-"""How much the weighted features of one chunk of points may take while a Gram matrix is summed."""
+GRAM_POINTS = 256
+"""How many points are taken at once while Gram matrices with several precisions are summed: what they need stays in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,35 +105,45 @@ def _log_prec_each(root_prec: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _WeightedGram(torch.autograd.Function):
-    """Compute G_v = sum_n w_nv a_n a_n^T, with shape (*B, V, p, p), in chunks of points, keeping nothing but A and w."""
+    """Compute G_v = sum_n w_nv a_n a_n^T, with shape (*B, V, p, p), keeping nothing but A and w.
+
+    Products of pairs of features are made for a chunk of points, each pair once, and summed over points in one matrix product for all v.
+    """
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, w: Tensor) -> Tensor:
         ctx.save_for_backward(A, w)
-        V, p = w.shape[-1], A.shape[-1]
-        G = A.new_zeros(*A.shape[:-2], p, V * p)
-        for i, j in _point_chunks(A, V):
-            part = A[..., i:j, :]
-            G += part.mT @ (part.unsqueeze(-2) * w[..., i:j, :].unsqueeze(-1)).flatten(-2)
-        return G.unflatten(-1, (V, p)).movedim(-2, -3).contiguous()
+        V, (N, p), count = w.shape[-1], A.shape[-2:], math.prod(A.shape[:-2])
+        starts = list(itertools.accumulate(range(p, 0, -1), initial=0))
+        packed = A.new_zeros(count, V, starts[-1])
+        pairs = A.new_empty(min(N, GRAM_POINTS), starts[-1])
+        for total, a, v in zip(packed, A.reshape(count, N, p), w.reshape(count, N, V), strict=True):
+            for i in range(0, N, GRAM_POINTS):
+                part = a[i : i + GRAM_POINTS]
+                rows = pairs[: len(part)]
+                for k in range(p):
+                    torch.mul(part[:, k:], part[:, k : k + 1], out=rows[:, starts[k] : starts[k + 1]])
+                total.addmm_(v[i : i + GRAM_POINTS].mT, rows)
+        upper = torch.triu_indices(p, p, device=A.device)
+        G = A.new_empty(*packed.shape[:-1], p, p)
+        G[..., upper[0], upper[1]] = packed
+        G[..., upper[1], upper[0]] = packed
+        return G.reshape(*A.shape[:-2], V, p, p)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
         (A, w), (g,) = ctx.saved_tensors, grads
-        V, p = w.shape[-1], A.shape[-1]
-        D = (g + g.mT).movedim(-3, -2).flatten(-2)  # (*B, p, V p)
-        g_A, g_w = torch.empty_like(A), torch.empty_like(w)
-        for i, j in _point_chunks(A, V):
-            part = A[..., i:j, :]
-            P = (part @ D).unflatten(-1, (V, p))  # (*B, n, V, p)
-            g_A[..., i:j, :] = (P * w[..., i:j, :].unsqueeze(-1)).sum(-2)
-            g_w[..., i:j, :] = 0.5 * (P @ part.unsqueeze(-1)).squeeze(-1)
+        V, (N, p), count = w.shape[-1], A.shape[-2:], math.prod(A.shape[:-2])
+        g_A, g_w = torch.empty_like(A, memory_format=torch.contiguous_format), torch.empty_like(w, memory_format=torch.contiguous_format)
+        D = (g + g.mT).movedim(-3, -2).reshape(count, p, V * p)
+        parts = D, A.reshape(count, N, p), w.reshape(count, N, V), g_A.view(count, N, p), g_w.view(count, N, V)
+        for d, a, v, to_a, to_w in zip(*parts, strict=True):
+            for i in range(0, N, GRAM_POINTS):
+                at = slice(i, i + GRAM_POINTS)
+                P = (a[at] @ d).unflatten(-1, (V, p))  # (n, V, p)
+                to_a[at] = (v[at].unsqueeze(-2) @ P).squeeze(-2)
+                to_w[at] = 0.5 * (P @ a[at].unsqueeze(-1)).squeeze(-1)
         return g_A, g_w
-
-
-def _point_chunks(A: Tensor, V: int) -> list[tuple[int, int]]:
-    size = max(1, int(GRAM_BYTES / (8 * V * max(math.prod(A.shape[:-2]), 1) * A.shape[-1])))
-    return [(i, min(i + size, A.shape[-2])) for i in range(0, A.shape[-2], size)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ points that were taken before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,9 @@ CANONICAL_RANK = 512
 
 CHUNK_BYTES = 6 * 2**20
 """How much one chunk of blocks may take in the fused draw: enough to keep the products busy, small enough for the cache."""
+
+SUM_BYTES = 128 * 2**20
+"""How much sums over points may take at once where units have their own precisions."""
 
 Normal = Callable[[tuple[int, ...]], Tensor]
 
@@ -65,27 +69,35 @@ def draw_canonical(
             for i, j in _pieces(factor, sites, 4 * Sa * T, N)
         ]
         return _joined(found)
-    # Where the units share their precisions, or a single piece holds them all, the sums over points are taken once.
-    whole = point_sum(A, sites) if sites.root_prec.shape[-1] == 1 and p <= N else None
+    if p > N:  # here the divergence is cheaper in function space
+        found = []
+        for i, j in _pieces(factor, sites, 4 * Sa * T, k):
+            part, sub = Sites(sites.resid[..., i:j], cut(sites.root_prec, i, j)), factor.slice(i, j)
+            kl = condition(sub, A, part, "function").kl if k > N else None
+            found.append(_draw(condition(sub, A, part, "weight"), z[..., i:j, :], kl))
+        return _joined(found)
+    # The sums over points of as many units as fit: of all where they share their precisions.
+    size = d if sites.root_prec.shape[-1] == 1 else max(1, int(SUM_BYTES / (8 * Sa * T * p * p)))
     found = []
-    for i, j in _pieces(factor, sites, 4 * Sa * T, max(N, k)):
-        part, sub = Sites(sites.resid[..., i:j], cut(sites.root_prec, i, j)), factor.slice(i, j)
-        q = condition(sub, A, part, "weight") if whole is None else whole.slice(i, j).whiten(sub).condition(sub)
-        # With fewer points than weights the divergence is cheaper in function space.
-        found.append(_draw(q, z[..., i:j, :], None if k <= N else condition(sub, A, part, "function").kl))
+    for i in range(0, d, size):
+        part = Sites(sites.resid[..., i : i + size], cut(sites.root_prec, i, i + size))
+        found += _draws_of_sums(factor.slice(i, i + size), point_sum(A, part), z[..., i : i + size, :])
     return _joined(found)
 
 
 def draw_from_sums(factor: Factor, sums: PointSum, num_samples: int, normal: Normal) -> tuple[Tensor, Tensor, Tensor]:
     """Draw as `draw_canonical` does, from sums over points with batch (Sa, T), in the precision of the sums."""
     factor = factor.rebuild(*(t.to(sums.c) for t in factor.tensors))
-    Sa, T = sums.rr.shape[:2]
-    z = normal((num_samples, T, sums.c.shape[-1], factor.rank))
+    z = normal((num_samples, sums.rr.shape[1], sums.c.shape[-1], factor.rank))
+    return _joined(_draws_of_sums(factor, sums, z))
+
+
+def _draws_of_sums(factor: Factor, sums: PointSum, z: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     found = []
-    for i, j in _pieces(factor, sums, 4 * Sa * T, factor.rank):
+    for i, j in _pieces(factor, sums, 4 * math.prod(sums.rr.shape[:2]), factor.rank):
         sub = factor.slice(i, j)
         found.append(_draw(sums.slice(i, j).whiten(sub).condition(sub), z[..., i:j, :]))
-    return _joined(found)
+    return found
 
 
 def _pieces(factor: Factor, of: Sites | PointSum, batch: int, N: int) -> list[tuple[int, int]]:
