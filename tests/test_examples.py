@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+import bnnp
+
 FOLDER = Path(__file__).parents[1] / "examples"
-CHECKED = {"linear", "quickstart", "table"}
+CHECKED = {"linear", "quickstart", "stream", "table"}
 
 
 def run(name: str, **arguments: Any) -> Any:
@@ -30,6 +32,21 @@ def test_quickstart_learns_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert 0.75 < scores["coverage_0.95"][0] <= 1.0
     assert "calibration: 95 % intervals hold" in capsys.readouterr().out
     assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stream_is_followed_renewed_and_taken_up_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = run("stream", steps=200, folder=tmp_path)
+    inside = [low <= level <= high for level, low, high in zip(record["level"], record["low"], record["high"], strict=True)]
+    assert len(inside) == 48 and sum(inside) >= 40
+    renewed = [i for i, new in enumerate(record["renewed"]) if new]
+    assert renewed and all(record["effective"][i] < 32 for i in renewed)
+    # Levels have a standard deviation of about 0.8 m; what was learned and read narrows the prediction.
+    widths = [high - low for low, high in zip(record["low"], record["high"], strict=True)]
+    assert sum(widths[24:]) / 24 < 0.5 * widths[0]
+    saved = bnnp.load_posterior(tmp_path / "gauge", bnnp.load(tmp_path / "gauge"))
+    assert int(saved.counts) == 48
+    assert "conditioned afresh" in capsys.readouterr().out
+    assert (tmp_path / "stream.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_table_predicts_later_visits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,10 @@
 
 In weight space a draw is m + R^{-T} z, with noise z that belongs to the weights: the same function of the data whatever the order, the
 padding, the batching and the streaming of the points. In function space, with fewer points than weights, it is Matheron's
-eps_0 + B^T G^{-1} (r - B eps_0 - z'), which factorises N x N only. `draw_fused` has a backward pass written by hand, for training;
-`draw_canonical` stays in weight space for any number of points, for posteriors that people look at; `draw_from_sums` starts from sums over
-points that were taken before.
+eps_0 + B^T (C C^T)^{-1} (r - B eps_0 - z'), which factorises C C^T = I + B B^T only.
+
+`draw_fused`, for training, has a backward pass written by hand. `draw_canonical`, for posteriors that people look at, stays in weight
+space for any number of points. `draw_from_sums` starts from sums over points that were taken before.
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ class _WeightDraw(torch.autograd.Function):
 
 
 class _FunctionDraw(torch.autograd.Function):
-    """Compute (eps, KL) in function space: eps = e0 + B^T G^{-1} (rz - B e0) with rz = r - z' and G = I + B B^T."""
+    """Compute (eps, KL) in function space: eps = e0 + B^T (C C^T)^{-1} (rz - B e0) with rz = r - z' and C C^T = I + B B^T."""
 
     @staticmethod
     def forward(
@@ -282,7 +283,7 @@ class _FunctionDraw(torch.autograd.Function):
         g, C, g_r, g_rz = grads[1][:, :, None, None, None], r.shape[-1], torch.empty_like(r), torch.empty_like(rz)
         for (i, j), Q in zip(ctx.chunks, inverses, strict=True):
             at = (slice(None), slice(None), slice(i, j))
-            B, inner = walk.B_again(i, j), Q.mT @ Q  # G^{-1}
+            B, inner = walk.B_again(i, j), Q.mT @ Q  # (C C^T)^{-1}
             c, e = (v - B.mT @ (inner @ (B @ v)) for v in (grads[0][at], g * m[at]))
             Bc, Be = B @ c, B @ e
             D = (inner - inner @ inner).mul_(g * C)

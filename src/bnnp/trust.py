@@ -176,20 +176,20 @@ def _sentence(posterior: Posterior, t: int, d: dict[str, float]) -> str:
         warnings.append(f"the outputs are unlike what the learned prior generates at these inputs (p = {d['p_value_y']:.3f})")
     if most and count > 2 * most:
         warnings.append(f"there are {count} points, and meta-training showed at most {most}: the posterior may be too sure")
-    k = d["pareto_k"]
-    heavy = k > HEAVY or (math.isnan(k) and posterior.num_samples >= 25)
-    weights = (
-        "its particles are too few to tell how close it is to the exact posterior; condition with 100 or more"
-        if posterior.num_samples < FEWEST_PARTICLES and not heavy
-        else f"its importance weights are too unequal to check it (Pareto k = {k:.2f}), so do not reweight"
-        if heavy
-        else f"its importance weights agree with it (Pareto k = {k:.2f})"
-    )
+    k, S = d["pareto_k"], posterior.num_samples
+    heavy = k > HEAVY or (math.isnan(k) and S >= 25)
     if warnings:
-        return f"Do not trust it: {'; '.join(warnings)}; {weights}."
+        return f"Do not trust it: {'; '.join(warnings)}."
+    familiar = "inputs and outputs are like those of meta-training"
     if not posterior.model.reference.known:
-        return f"The model was not meta-trained, so nothing can be said of how familiar the data are; {weights}."
-    return f"Nothing speaks against it: inputs and outputs are like those of meta-training; {weights}."
+        familiar = "the model was not meta-trained, so nothing can be said of how familiar the data are"
+    if heavy:
+        return f"Take care: {familiar}, but its importance weights are too unequal to tell how good it is (Pareto k = {k:.2f})."
+    if S < FEWEST_PARTICLES:
+        return f"Take care: {familiar}, but {S} particles are too few to tell how good it is; condition with 100 or more, better 256."
+    if not posterior.model.reference.known:
+        return f"Take care: {familiar}; it agrees with its importance weights (Pareto k = {k:.2f})."
+    return f"Nothing speaks against it: {familiar}, and it agrees with its importance weights (Pareto k = {k:.2f})."
 
 
 @dataclass(frozen=True, eq=False)
