@@ -30,6 +30,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 SMALL_RANK = 32
 
+MANY_POINTS = 8
+"""From this many points for each weight of a unit on, sums over points for all units at once beat passes over the points for each unit."""
+
 MAX_PRECISION = 1e6
 """Upper bound of a pseudo-observation's precision, in the network's units."""
 
@@ -142,7 +145,8 @@ class AmortisedLinear(nn.Module):
             W with shape (S, T, d_out, p), the KL divergence with shape (Sa, T), and log q - log p with shape (S, T) where canonical.
         """
         factor = self.prior.factor()
-        if canonical or (A.shape[0] == 1 and self.in_weight_space(0, True, False)):
+        small = A.shape[0] == 1 and self.in_weight_space(0, True, False)
+        if canonical or small or (sites.root_prec.shape[-1] > 1 and A.shape[-2] >= MANY_POINTS * factor.rank):
             eps, kl, ratio = draw_canonical(factor, A, sites, num_samples, normal, dtype)
             return self.weights(eps, factor), kl, ratio
         eps, kl = draw_fused(factor, A, sites, num_samples, normal, dtype)
