@@ -135,6 +135,24 @@ def test_memory_of_a_stream_does_not_grow_with_its_length() -> None:
     assert peaks[2] < peaks[1] + 2**19  # what is streamed is 3 MiB more
 
 
+@pytest.mark.parametrize("gradient", ["exact", "one_batch"])
+def test_what_the_backward_pass_keeps_does_not_grow_with_the_context(gradient: str) -> None:
+    """Counted in bytes that autograd saves, those of single batches included."""
+    model, kept = build(), []
+    for points in (40, 400):
+        saved = [0]
+
+        def pack(t: Tensor, saved: list[int] = saved) -> Tensor:
+            saved[0] += t.numel() * t.element_size()
+            return t
+
+        batch = TaskBatch(collate(data((points,))), collate(data((7,), seed=2)))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            OBJECTIVES["pp_avi"](model, batch, S, generator(), context_batch_size=10, gradient=gradient)
+        kept.append(saved[0])
+    assert kept[0] == kept[1] > 0
+
+
 def test_the_reservoir_is_a_fair_sample_of_observed_points() -> None:
     counts = torch.zeros(30)
     for seed in range(400):
