@@ -6,7 +6,7 @@ PYTHON ?= $(or $(shell for p in python3.11 python3; do $$p -c "" 2>/dev/null && 
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: setup demo test test-slow bench format clean
+.PHONY: setup demo test test-slow bench bench-context format clean
 
 setup: .venv/.stamp
 
@@ -37,6 +37,9 @@ test-slow: setup
 
 bench: setup
 	.venv/bin/python -m benchmarks.step $(ARGS)
+
+bench-context: setup
+	OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.context $(ARGS)
 
 format: setup
 	.venv/bin/python -m ruff check --fix .

@@ -53,6 +53,9 @@ def test_batches_are_the_whole_context(kind: str, shared: bool, last_layer: str,
     order = torch.randperm(11, generator=generator())
     uneven = [(x[part], y[part]) for part in order.split([3, 0, 7, 1])]
     same(full, model.condition(batches_of(*uneven), num_samples=5, seed=3))
+    same(full, model.condition(uneven, num_samples=5, seed=3))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
+    same(full, model.condition(loader, num_samples=5, seed=3))
 
 
 @LAST

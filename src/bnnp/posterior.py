@@ -27,6 +27,9 @@ from bnnp.tasks import Context, check_inputs, make_context
 
 __all__ = ["Network", "Posterior"]
 
+PREDICT_BYTES = 2**29
+"""How much the widest layer's activations may take where a prediction's batch size is not given."""
+
 
 class Network(Protocol):
     """What a posterior asks of the model that made it."""
@@ -146,8 +149,9 @@ class Posterior:
 
         Arguments:
             xt: inputs, in the user's units.
-            batch_size: run the networks over this many points at a time, so that memory does not grow with samples x points x width.
-                Each question to the predictive then costs a pass of its own.
+            batch_size: run the networks over this many points at a time, so that memory does not grow with samples x points x width;
+                each question to the predictive then costs a pass of its own. Where not given, all points at once if they take less
+                than half a GiB.
             reweight: weight the particles by their importance p(context, W) / q(W), Pareto-smoothed, and not only by what updates have
                 told of them. Better where `diagnose().pareto_k` is below 0.7, worse above.
 
@@ -155,7 +159,9 @@ class Posterior:
             ValueError: a wrong width, another number of tasks, or inputs that are not finite.
         """
         x = self._inputs(xt)
-        size = None if batch_size is None else check_count(batch_size, "batch_size")
+        widest = max(W.shape[-1] for W in (*self.particles.weights, self.particles.output.prior.relative_mean))
+        fits = max(1, PREDICT_BYTES // (8 * self.num_samples * self.num_tasks * widest))
+        size = fits if batch_size is None else check_count(batch_size, "batch_size")
         log_weights = psis(self.log_importance)[0] if reweight else normalise(self.gained).log()
         kind = GaussianPredictive if self.particles.last is not None else SampledPredictive
         return kind(self, x, log_weights.to(self.gained), size)

@@ -64,8 +64,8 @@ class Predictive(ABC):
 
     discrete: bool = False
 
-    def __init__(self, posterior: Source, x: Tensor, log_weights: Tensor, batch_size: int | None = None) -> None:
-        self._posterior, self._x, self._batch = posterior, x, batch_size or max(x.shape[-2], 1)
+    def __init__(self, posterior: Source, x: Tensor, log_weights: Tensor, batch_size: int) -> None:
+        self._posterior, self._x, self._batch = posterior, x, batch_size
         self._log_w = log_weights
         self._w = log_weights.exp()[..., None, None]
         self._kept: tuple[Tensor, ...] | None = None
@@ -198,7 +198,7 @@ def _check_level(q: float) -> float:
 class GaussianPredictive(Predictive):
     """Be a mixture of S Gaussians, one for each particle, in closed form."""
 
-    def __init__(self, posterior: Source, x: Tensor, log_weights: Tensor, batch_size: int | None = None) -> None:
+    def __init__(self, posterior: Source, x: Tensor, log_weights: Tensor, batch_size: int) -> None:
         super().__init__(posterior, x, log_weights, batch_size)
         particles, scaling = posterior.particles, posterior.scaling
         assert particles.noise_std is not None

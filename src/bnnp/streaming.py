@@ -27,8 +27,8 @@ Part = Callable[[Context, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
 def is_stream(data: Any) -> bool:
-    """Tell whether data are batches to be read, and not arrays: a function, or an iterable that has no length along points."""
-    return callable(data) or (isinstance(data, Iterable) and not hasattr(data, "__array__") and not isinstance(data, list | tuple | Tensor))
+    """Tell whether data that came without outputs are batches to be read: a function, or an iterable that is no array."""
+    return callable(data) or (isinstance(data, Iterable) and not hasattr(data, "__array__"))
 
 
 class Slices:
