@@ -15,7 +15,7 @@ import torch
 from benchmarks import context as bench
 from benchmarks.context import Cell, Result, Settings
 
-SETTINGS = Settings(batch=7, threads=1, twin="published")
+SETTINGS = Settings(batch=7, threads=1)
 GIB = 2.0**30
 
 
@@ -45,27 +45,27 @@ def test_every_source_holds_the_same_points(tmp_path: Path) -> None:
 
 
 def test_cells_come_with_small_sizes_first_and_files_only_at_the_largest() -> None:
-    cells = bench.cells_of([1000, 100], ["per_unit", "shared"], ["condition", "step"], twin=True)
+    cells = bench.cells_of([1000, 100], ["per_unit", "shared"], ["condition", "step"], twin="lean")
     assert len(cells) == len(set(cells)) == 2 * (2 * 2 * 2 + 2) + 2 * 2
     assert [c.size for c in cells] == sorted(c.size for c in cells)
     assert {(c.what, c.size) for c in cells if c.how in ("file", "generator")} == {("condition", 1000)}
-    assert not [c for c in bench.cells_of([100], ["shared"], ["step"], twin=False) if c.how == "twin"]
+    assert not [c for c in bench.cells_of([100], ["shared"], ["step"], twin=None) if c.how == "twin"]
 
 
 def test_guard_draws_the_line_through_what_was_measured() -> None:
     cell = Cell("condition", "shared", "full", 1000)
-    fallback = bench.needed_bytes(cell, SETTINGS, {})
+    fallback = bench.needed_bytes(cell, {})
     assert fallback == 1000 * bench.BYTES_PER_POINT["condition"]["shared"]
     known = {dataclasses.replace(cell, size=n): Result("done", 1.0, 50.0 + 3.0 * n, 0.0) for n in (10, 100)}
-    assert bench.needed_bytes(cell, SETTINGS, known) == pytest.approx(3050.0)
+    assert bench.needed_bytes(cell, known) == pytest.approx(3050.0)
     others = {dataclasses.replace(c, prior="per_unit"): r for c, r in known.items()}
-    assert bench.needed_bytes(cell, SETTINGS, others) == fallback
-    assert bench.needed_bytes(dataclasses.replace(cell, how="batched"), SETTINGS, known) == 0.0
+    assert bench.needed_bytes(cell, others) == fallback
+    assert bench.needed_bytes(dataclasses.replace(cell, how="batched"), known) == 0.0
 
 
 def test_guard_of_the_twin_grows_with_the_square() -> None:
     for what in ("condition", "step"):
-        small, large = (bench.needed_bytes(Cell(what, "-", "twin", n), SETTINGS, {}) for n in (10**4, 10**5))
+        small, large = (bench.needed_bytes(Cell(what, "published", "twin", n), {}) for n in (10**4, 10**5))
         assert small > 500 * GIB
         assert 90.0 < large / small < 100.0
 
@@ -123,18 +123,29 @@ def test_table_says_what_is_missing() -> None:
     results = {
         Cell("step", "shared", "full", 10): Result("not run", needs=50 * GIB),
         Cell("step", "shared", "batched", 10): Result("over", peak=3 * 2.0**20, base=2.0**20, limit=900.0),
-        Cell("step", "-", "twin", 10): Result("failed", note="process ended with code -9"),
+        Cell("step", "published", "twin", 10): Result("failed", note="process ended with code -9"),
     }
     line = bench.format_table(results).splitlines()[1]
     for words in ("not run:", "needs about 50 GiB", "over 900", ">= 3", ">= 4", "failed:", "process ended with code -9"):
         assert words in line
-    assert bench.summarise(results) == {"memory": {}, "slope": {}}
+    assert bench.summarise(results) == {"memory": {}, "memory_of_many": {}, "slope": {}}
+
+
+def test_summary_compares_the_largest_size_with_smaller_ones() -> None:
+    peaks = {100: 1.0, 1000: 10.0, 10**4: 16.0, 10**5: 20.0}
+    results = {Cell("step", "shared", "batched", n): Result("done", 2.0 * n**1.5, peak, 0.0) for n, peak in peaks.items()}
+    results[Cell("step", "shared", "file", 10**5)] = Result("done", 1.0, 24.0, 0.0)
+    found = bench.summarise(results)
+    assert found["memory"] == {"step shared": 2.0, "step shared from a file": 2.4}
+    assert found["memory_of_many"] == {"step shared": 1.25, "step shared from a file": 1.5}
+    assert found["slope"] == {"step shared": pytest.approx(1.5)}
+    assert "step shared 2.00 (1.25); step shared from a file 2.40 (1.50)" in bench.format_summary(results)
 
 
 def test_cell_runs_in_a_process_of_its_own() -> None:
     ballast = torch.ones(2**26, dtype=torch.float64)  # 512 MiB of the parent, which must not count
     settings = dataclasses.replace(SETTINGS, steady=bench._allocator() is not None)
-    result = bench.measure(Cell("condition", "-", "twin", 10), settings, 100.0)
+    result = bench.measure(Cell("condition", "published", "twin", 10), settings, 100.0)
     assert result.status == "done"
     assert result.seconds > 0
     assert 0 < result.peak < ballast.nbytes
@@ -143,7 +154,7 @@ def test_cell_runs_in_a_process_of_its_own() -> None:
 
 @pytest.mark.slow
 def test_cell_is_stopped_in_time() -> None:
-    result = bench.measure(Cell("condition", "-", "twin", 300), SETTINGS, 0.0)
+    result = bench.measure(Cell("condition", "published", "twin", 300), SETTINGS, 0.0)
     assert result.status == "over"
     assert math.isnan(result.seconds)
     assert result.base > 0

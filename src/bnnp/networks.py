@@ -260,7 +260,7 @@ class BNNP(nn.Module):
         for i in range(hidden):
             layer = self._layers[i]
             if layer.in_weight_space(0, i == 0, canonical) or layer.in_weight_space(stream.shape[1], i == 0, canonical):
-                sums = self._streamed_sums(stream, i, drawn.weights)
+                sums = self._streamed_sums(stream, i, drawn.weights)[0]
                 factor = layer.prior.factor()
                 eps, kl, ratio = draw_from_sums(factor, sums, num_samples, normal)
                 drawn.take((layer.weights(eps, factor), kl, ratio))
@@ -271,15 +271,15 @@ class BNNP(nn.Module):
         rare = output.prior.rank > CANONICAL_RANK and canonical and stream.shape[1] < output.prior.rank
         if not self.likelihood.conjugate:
             return self._streamed_drawn_last(stream, drawn, normal, canonical)
-        factor, own = self._output_factor(), None
+        factor = self._output_factor()
+        both = self._streamed_sums(stream, hidden, drawn.weights, both=output.net is not None)
+        seen = [drawn.expand(one).whiten(factor) for one in both]
         if rare:
             A, sites = self._gathered(stream, hidden, drawn.weights)
             last = condition(factor, A.expand(num_samples, *A.shape[1:]), sites)
         else:
-            last = drawn.expand(self._streamed_sums(stream, hidden, drawn.weights)).whiten(factor).condition(factor)
-        if output.net is not None:
-            own = drawn.expand(self._streamed_sums(stream, hidden, drawn.weights, own_noise=True)).whiten(factor)
-        return self._with_last(drawn, last, own)
+            last = seen[0].condition(factor)
+        return self._with_last(drawn, last, None if output.net is None else seen[1])
 
     def _next(self, index: int, H: Tensor, W: Tensor) -> Tensor:
         """Return the activations behind a layer."""
@@ -320,7 +320,7 @@ class BNNP(nn.Module):
         if not canonical and not output.in_weight_space(stream.shape[1], index == 0, False):
             particles = self._drawn_last(drawn, *self._gathered(stream, index, drawn.weights), normal, False)
         else:
-            factor, sums = self._output_factor(), self._streamed_sums(stream, index, drawn.weights)
+            factor, sums = self._output_factor(), self._streamed_sums(stream, index, drawn.weights)[0]
             redraw = self._redrawn(drawn, drawn.expand(sums).whiten(factor).condition(factor), normal)
             weights, dtype = tuple(drawn.weights), self.factor_dtype
             particles = Particles(self.architecture, weights, drawn.kl, output, None, None, dtype, drawn.ratio, None, redraw)
@@ -332,14 +332,19 @@ class BNNP(nn.Module):
 
         return dataclasses.replace(particles, log_lik=stream.sum(log_lik, particles.weights, learned(self.likelihood))[0])
 
-    def _streamed_sums(self, stream: Stream, index: int, weights: Sequence[Tensor], own_noise: bool = False) -> PointSum:
-        """Return a layer's sums over the points of a stream, given the weights before it."""
+    def _streamed_sums(self, stream: Stream, index: int, weights: Sequence[Tensor], both: bool = False) -> list[PointSum]:
+        """Return a layer's sums over the points of a stream, given the weights before it.
+
+        With `both`, for the last layer, there is a second sum of the same pass: of the data with the likelihood's own noise.
+        """
 
         def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             H = self.architecture.hidden(points.x.unsqueeze(0), weights)
-            return point_sum(*self._layer_sites(index, H, points, own_noise)).tensors
+            sums = [point_sum(*self._layer_sites(index, H, points, own)) for own in ((False, True) if both else (False,))]
+            return tuple(tensor for one in sums for tensor in one.tensors)
 
-        return PointSum(*stream.sum(part, tuple(weights), learned(self._layers[index], self.likelihood)))
+        found = stream.sum(part, tuple(weights), learned(self._layers[index], self.likelihood))
+        return [PointSum(*found[i : i + 5]) for i in range(0, len(found), 5)]
 
     def _gathered(self, stream: Stream, index: int, weights: Sequence[Tensor]) -> tuple[Tensor, Sites]:
         """Return a layer's features and pseudo-observations of all points, where there are fewer than weights."""
@@ -367,7 +372,7 @@ class BNNP(nn.Module):
         for i, layer in enumerate(self._layers):
             factor = layer.prior.factor()
             exact = factor.rebuild(*(to_compute(t, self.factor_dtype) for t in factor.tensors))
-            old, new = (drawn.expand(self._streamed_sums(s, i, drawn.weights)).whiten(exact) for s in (context, target))
+            old, new = (drawn.expand(self._streamed_sums(s, i, drawn.weights)[0]).whiten(exact) for s in (context, target))
             before, q = old.condition(exact), (old + new).condition(exact)
             part = q.expected_log_lik_of(new) - (q.log_z - before.log_z)
             kl = part if kl is None else kl + part
@@ -474,7 +479,7 @@ class BNNP(nn.Module):
 
     def _condition_stream(self, batches: Batches, num_samples: int, seed: int, progress: bool) -> Posterior:
         reservoir, counts = Reservoir(REFERENCE_SIZE, seeded(seed, "sample")), torch.zeros(1, dtype=torch.long, device=self.device)
-        passes = len(self._layers) + (0 if self.likelihood.conjugate and self.last_layer == "exact" else 1)
+        passes = len(self._layers) + (0 if self.likelihood.conjugate else 1)
         line = ProgressLine(passes, progress)
         first = True
 

@@ -271,6 +271,7 @@ class _ExactSum(torch.autograd.Function):
     def forward(ctx: Any, stream: Stream, part: Part, num_weights: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.stream, ctx.part, ctx.num_weights = stream, part, num_weights
         ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)  # what is not used gets no gradient, instead of zeros
         return stream._total(part, tensors[:num_weights])
 
     @staticmethod
@@ -282,6 +283,8 @@ class _ExactSum(torch.autograd.Function):
         with torch.enable_grad():
             for batch in ctx.stream._source():
                 terms = [(v, g) for v, g in zip(ctx.part(batch, weights), grads, strict=True) if v.requires_grad and g is not None]
+                if not terms:
+                    break
                 outputs, cotangents = zip(*terms, strict=True)
                 found = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True)
                 totals = [old if g is None else g if old is None else old + g for old, g in zip(totals, found, strict=True)]

@@ -1,0 +1,1 @@
+"""Following one task point by point: what an update of the last layer is worth beside conditioning afresh."""

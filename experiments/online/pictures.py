@@ -1,0 +1,147 @@
+"""Pictures and tables of the study: scores, effective sample size, and what each way costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnnp.plots import BLUE, DPI, GREEN, GRID, INK, LABEL, ORANGE, PURPLE, RED, SKY, TICK, TITLE
+from experiments.online.streams import BLOCK, EVERY, WAYS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["study", "table"]
+
+COLOURS = {
+    "last layer": RED,
+    "reweighted": ORANGE,
+    "resampled": PURPLE,
+    "when few": SKY,
+    "when grown": GREEN,
+    "every tenth": BLUE,
+    "every point": INK,
+}
+WINDOW = 5  # values of a curve, each of several points, in a running mean
+NAMES = {"random": "points in random order", "increasing": "points in increasing order of x"}
+
+
+def table(result: dict[str, Any], title: str) -> str:
+    """Return the numbers of one source and order as a Markdown table, with standard errors over tasks."""
+    header = ["way", "log density of the next point", "minus afresh at every tenth", "the same, second half", "ESS at the end"]
+    header += ["different particles", "times afresh", "ms per point"]
+    rows = [f"**{title}**", "", "| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for key, s in result["ways"].items():
+        one = s["tasks"] == 1
+        name = WAYS[key].label + (" (one task)" if one else "")
+        ess = f"{s['effective_sample_size']['last'][0]:.1f}"
+        scores = [_with_error(s[k], one) for k in ("mean_log_density", "gap", "gap_second_half")]
+        cells = [name, *scores, ess, f"{s['distinct_particles'][0]:.1f}", f"{s['afresh']:.0f}", f"{s['milliseconds']:.1f}"]
+        rows.append("| " + " | ".join(cells) + " |")
+    reference = result["reference"]
+    rows.append("| " + " | ".join([reference["label"], _with_error(reference["mean_log_density"], False), *[""] * 6]) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _with_error(pair: list[float], one: bool) -> str:
+    return f"{pair[0]:.4f}" if one else f"{pair[0]:.4f} ± {pair[1]:.4f}"
+
+
+def study(results: dict[str, Any], name: str, stream: dict[str, int]) -> Figure:
+    """Draw scores, gaps and effective sample sizes against the number of points, one column for each order, and the costs.
+
+    Arguments:
+        results: summaries of one source, by order.
+        name: of the source.
+        stream: settings of the streams.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(12.5, 13.0), dpi=DPI, layout="constrained", facecolor="white")
+    axes = fig.subplots(4, 2, sharex=False)
+    for column, (order, result) in enumerate(results.items()):
+        scores, gaps, sizes, costs = axes[:, column]
+        ways = {key: s for key, s in result["ways"].items() if s["tasks"] > 1 or len(result["ways"]) == 1}
+        ways = ways or result["ways"]
+        _scores(scores, ways, result["reference"], stream["context"])
+        _dress(scores, NAMES[order], "", "log density of the\nnext point, running mean")
+        for key, s in ways.items():
+            _line(gaps, s["total_gap_curve"], key, stream["context"], 1)
+            _line(sizes, s["ess_curve"], key, stream["context"], 1)
+        _dress(gaps, "", "", f"nats gained so far on\nafresh at every {EVERY}th point")
+        sizes.set_yscale("log", base=2)
+        sizes.set_ylim(0.9, 1.3 * stream["particles"])
+        sizes.set_yticks([1, 4, 16, 64], ["1", "4", "16", "64"])
+        _dress(sizes, "", "points seen", f"effective sample size\n(of {stream['particles']} particles)")
+        _costs(costs, result["ways"])
+    named = {name: handle for ax in (axes[0, 0], axes[3, 0]) for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(list(named.values()), list(named), loc="outside lower center", ncols=2, fontsize=TICK, frameon=False, labelcolor=INK)
+    words = {
+        "sawtooth": "sawtooth functions",
+        "era5": "maps of hourly temperature",
+        "era5-narrow": "maps of hourly temperature, last hidden layer of 8 units",
+    }
+    fig.suptitle(f"Following one task point by point: {words[name]}", fontsize=TITLE, color=INK)
+    return fig
+
+
+def _scores(ax: Axes, ways: dict[str, Any], reference: dict[str, Any], start: int) -> None:
+    """Draw running means of the log density, and the reference as a dashed line."""
+    drawn = []
+    for key, s in ways.items():
+        # Their bands are as wide as one another and hide the lines: what differs is in the row below.
+        drawn.append(_line(ax, s["curve"], key, start, WINDOW, band=False))
+    drawn.append(_line(ax, reference["curve"], reference["label"], start, WINDOW, dashed=True))
+    values = np.concatenate(drawn)
+    # A few points far out would press all other lines together.
+    low, high = float(np.quantile(values, 0.02)), float(values.max())
+    ax.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+
+
+def _line(
+    ax: Axes, curve: dict[str, list[float]], key: str, start: int, window: int, dashed: bool = False, band: bool = True
+) -> np.ndarray[Any, Any]:
+    """Draw a curve with its band of one standard error, after a running mean, and return what was drawn."""
+    mean, error = np.asarray(curve["mean"]), np.asarray(curve["error"])
+    window = min(window, len(mean))
+    kernel = np.ones(window) / window
+    centre = np.convolve(start + BLOCK * (np.arange(len(mean)) + 0.5), kernel, "valid")
+    drawn = np.convolve(mean, kernel, "valid")
+    reach = np.sqrt(np.convolve(error**2, kernel, "valid") / window)
+    colour = INK if dashed else COLOURS[key]
+    ax.plot(centre, drawn, color=colour, linewidth=1.6, linestyle="--" if dashed else "-", label=key if dashed else WAYS[key].label)
+    if band:
+        ax.fill_between(centre, drawn - reach, drawn + reach, color=colour, alpha=0.12, linewidth=0)
+    return drawn
+
+
+def _costs(ax: Axes, ways: dict[str, Any]) -> None:
+    """Draw the score against the time for one point."""
+    for key, s in ways.items():
+        mean, error = s["gap"]
+        ax.errorbar(s["milliseconds"], mean, yerr=error, fmt="o", color=COLOURS[key], markersize=7, capsize=3, ecolor=COLOURS[key])
+        if s["tasks"] == 1:
+            ax.plot([], [], "o", color=COLOURS[key], label=f"{WAYS[key].label} (one task)")
+    ax.set_xscale("log")
+    ax.set_xlim(2.0, 300.0)
+    ax.set_xticks([3, 10, 30, 100, 300], ["3", "10", "30", "100", "300"])
+    ax.minorticks_off()
+    ax.axhline(0.0, color=INK, linewidth=0.8)
+    _dress(ax, "", "milliseconds to take in a point (mean)", f"nats per point gained on\nafresh at every {EVERY}th point")
+
+
+def _dress(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Give an axis its words, sizes and a light grid."""
+    ax.set_title(title, fontsize=TITLE - 1, color=INK)
+    ax.set_xlabel(xlabel, fontsize=LABEL, color=INK)
+    ax.set_ylabel(ylabel, fontsize=LABEL, color=INK)
+    ax.tick_params(labelsize=TICK, colors=INK)
+    ax.grid(True, color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
+    for side, spine in ax.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color=INK)

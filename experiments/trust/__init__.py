@@ -1,0 +1,1 @@
+"""Do the diagnostics of one posterior warn where its predictions fail?"""
