@@ -144,3 +144,20 @@ def test_no_model_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no model")
     with pytest.raises(FileNotFoundError):
         bnnp.load(tmp_path / "file")
+
+
+def test_a_model_from_before_the_reference_was_kept_loads(tmp_path: Path) -> None:
+    model = bnnp.BNNP(1, 1, hidden=(3,))
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("reference")}
+    checkpoint.write_bundle(tmp_path, "model", checkpoint.model_header(model), tensors)
+    assert not bnnp.load(tmp_path).reference.known
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    model = bnnp.BNNP(1, 1, hidden=(3,))
+    left = tmp_path / (".model.json." + "0123456789abcdef")
+    left.write_text("{")
+    other = tmp_path / ".model.notes"
+    other.write_text("mine")
+    model.save(tmp_path)
+    assert not left.exists() and other.exists()

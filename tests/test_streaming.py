@@ -66,8 +66,22 @@ def test_layers_wider_than_the_canonical_rank_are_drawn_as_in_the_full_pass(
     """With fewer points than weights there is a draw in function space: the points are gathered."""
     for module in (draws, layers, networks):
         monkeypatch.setattr(module, "CANONICAL_RANK", 4)
+    labels, (x, y) = build(likelihood=bnnp.Bernoulli()), data((points,))[0]
+    one, other = (labels.condition(x, (y > 4).double(), num_samples=4, context_batch_size=size) for size in (None, 2))
+    assert relative_error(one.predict(x).mean, other.predict(x).mean) <= 1e-9
     model, (x, y) = build(last_layer=last_layer), data((points,))[0]
     same(model.condition(x, y, num_samples=4), model.condition(x, y, num_samples=4, context_batch_size=2))
+
+
+def test_tables_are_cut_by_position_and_flat_inputs_keep_their_tasks() -> None:
+    pandas = pytest.importorskip("pandas")
+    model, (x, y) = build(), data((40,))[0]
+    frames = [pandas.DataFrame(part.numpy(), index=np.linspace(0, 100, 40)) for part in (x, y)]
+    same(model.condition(x, y, num_samples=3), model.condition(*frames, num_samples=3, context_batch_size=7))
+    flat, (x, y) = build(x_dim=1, y_dim=1), data((30,), 1, 1)[0]
+    x, y, mask = x.reshape(3, 10), y.reshape(3, 10, 1), [[True] * 8 + [False] * 2] * 3
+    whole, parts = (flat.condition(x, y, mask, num_samples=3, context_batch_size=size) for size in (None, 4))
+    assert relative_error(parts.elbo, whole.elbo) <= 1e-9
 
 
 def test_several_tasks_with_masks_are_streamed_together() -> None:
@@ -159,14 +173,14 @@ def test_what_the_backward_pass_keeps_does_not_grow_with_the_context(gradient: s
 def test_the_reservoir_is_a_fair_sample_of_observed_points() -> None:
     counts = torch.zeros(30)
     for seed in range(400):
-        reservoir = Reservoir(6, generator(seed))
-        values = torch.arange(30.0).reshape(1, 30, 1)
+        values, g = torch.arange(30.0).reshape(1, 30, 1), generator(seed)
         mask = values[..., 0] % 3 > 0
-        for at in (slice(0, 4), slice(4, 25), slice(25, 30)):
-            reservoir.add(Context(values[:, at], values[:, at], mask[:, at]))
-        sample = reservoir.sample
-        assert sample.counts.tolist() == [6]
-        counts[sample.x[0, :, 0].long()] += 1
+        parts = [Context(values[:, at], values[:, at], mask[:, at]) for at in (slice(0, 4), slice(4, 25), slice(25, 30))]
+        reservoir = Reservoir.of(parts[0], 6, g)
+        for part in parts[1:]:
+            reservoir = reservoir.joined(part, 6, g)
+        assert reservoir.points.counts.tolist() == [6]
+        counts[reservoir.points.x[0, :, 0].long()] += 1
     assert float(counts[::3].sum()) == 0
     observed = counts[counts > 0]
     assert len(observed) == 20 and float((observed - 120).abs().max()) < 5 * math.sqrt(400 * 0.3 * 0.7)
@@ -240,6 +254,20 @@ def test_a_random_batch_leaves_the_noise_as_it_is() -> None:
     assert any(relative_error(a, b) > 1e-3 for a, b in zip(one[1], exact[1], strict=True) if a is not None and b is not None)
 
 
+def test_batches_are_drawn_anew_where_there_is_no_noise_to_draw() -> None:
+    model, batch, g = build(hidden=()), TaskBatch(collate(data((12,))), collate(data((3,), seed=2))), generator()
+    found = set()
+    for _ in range(40):
+        model.zero_grad(set_to_none=True)
+        OBJECTIVES["avi"](model, batch, S, g, context_batch_size=4, gradient="one_batch").sum().backward()
+        grad = model.likelihood.raw_noise.grad
+        assert isinstance(grad, Tensor)
+        found.add(round(float(grad.sum()), 6))
+    assert len(found) == 3
+    with pytest.raises(ValueError, match="context_batch_size as a positive"):
+        OBJECTIVES["avi"](model, batch, S, g, context_batch_size=-2)
+
+
 def test_training_in_batches_is_training() -> None:
     def trained(**batches: Any) -> list[Tensor]:
         model = bnnp.BNNP(1, 1, hidden=(6,), seed=1).double()
@@ -311,16 +339,23 @@ def test_bad_streams_are_refused_in_words() -> None:
         model.condition((pair for pair in [(x, y)]), num_samples=2)
     with pytest.raises(ValueError, match="at least one batch"):
         model.condition(lambda: iter(()), num_samples=2)
-    with pytest.raises(ValueError, match=r"batch 1: Expected x with 2 columns, as in batch 0. Got shape \(6, 3\)"):
+    with pytest.raises(ValueError, match=r"batch 1 \(counted from 0, starting at row 6\): Expected xc with 2 columns.*Got shape \(6, 3\)"):
         model.condition(batches_of((x, y), (torch.zeros(6, 3), y)), num_samples=2)
     with pytest.raises(ValueError, match=r"batch 0 .*xc with 2 columns"):
         model.condition(batches_of((torch.zeros(6, 3), y)), num_samples=2)
     with pytest.raises(TypeError, match=r"batch 0: Expected a pair \(x, y\).*Got Tensor"):
         model.condition(batches_of(x), num_samples=2)
-    with pytest.raises(ValueError, match=r"batch 1: Expected points of 1 task"):
+    with pytest.raises(ValueError, match=r"batch 1: Expected points of one task, without a task axis"):
         model.condition(batches_of((x, y), (x.expand(2, -1, -1), y.expand(2, -1, -1))), num_samples=2)
-    with pytest.raises(ValueError, match="Got both"):
-        model.condition(batches_of((x, y)), context_batch_size=3)
+    for extra in ({"context_batch_size": 3}, {"mask": [True] * 6}):
+        with pytest.raises(ValueError, match="Got both"):
+            model.condition(batches_of((x, y)), **extra)
+    with pytest.raises(TypeError, match=r"function to return batches.*NoneType"):
+        model.condition(lambda: None, num_samples=2)
+    with pytest.raises(TypeError, match="Got dict and no yc"):
+        model.condition({"x": x, "y": y}, num_samples=2)
+    with pytest.raises(TypeError, match="Got Tensor and no yc"):
+        model.condition(x, context_batch_size=2)
     with pytest.raises(ValueError, match=r"context_batch_size as a positive integer. Got 0"):
         model.condition(x, y, context_batch_size=0)
     with pytest.raises(ValueError, match="Got 6 points in x, 5 points in y"):
@@ -367,7 +402,11 @@ def test_slices_and_streams_check_their_settings() -> None:
     with pytest.raises(ValueError, match=r"gradient as 'exact' or 'one_batch'. Got 'mean'"):
         Stream(list, "mean")
     tasks = [(torch.zeros(4, 1), torch.arange(4.0) + i) for i in range(3)]
-    for setting, words in (({"gradient": "mean"}, "gradient as"), ({"context_batch_size": 0}, "context_batch_size as a positive")):
+    for setting, words in (
+        ({"gradient": "mean"}, "gradient as"),
+        ({"context_batch_size": 0}, "context_batch_size as a positive"),
+        ({"gradient": "one_batch"}, "there are no batches"),
+    ):
         with pytest.raises(ValueError, match=words):
             bnnp.meta_train(bnnp.BNNP(1, 1, hidden=(3,)), tasks, steps=1, **setting)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="last_layer='exact' with iw_avi"):

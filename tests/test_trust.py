@@ -136,6 +136,18 @@ def test_distances_and_sentences_tell_inside_from_outside() -> None:
     assert "not meta-trained" in fresh.sentence and math.isnan(float(fresh.distance_x))
 
 
+def test_what_came_by_updates_is_looked_at_and_copies_do_not_count() -> None:
+    model, tasks = trained()
+    x, y = tasks[0]
+    for start in (model.condition(x[:0], y[:0], num_samples=256), model.condition(x[:8], y[:8], num_samples=256)):
+        far = start.update(x[:8] + 40, y[:8] + 30).diagnose()
+        assert float(far.distance_x) > 2 and "inputs lie outside" in far.sentence
+    wild = model.condition(x[:2], y[:2], num_samples=256).update(x, y + 4 * (-1) ** torch.arange(20).unsqueeze(-1))
+    before, after = wild.diagnose(), wild.resample().diagnose()
+    assert float(wild.effective_sample_size) < 128
+    assert float(after.effective_sample_size) < 2 * float(before.effective_sample_size) + 10
+
+
 def test_the_prior_check_is_calibrated_on_the_prior_itself() -> None:
     """Data sets of the prior have p-values that are uniform to the resolution of a few repetitions."""
     model, _ = trained()
@@ -156,6 +168,16 @@ def test_many_tasks_are_diagnosed_one_by_one() -> None:
         for key in ("log_evidence", "elbo", "effective_sample_size", "pareto_k"):
             assert relative_error(getattr(together, key)[t], getattr(alone, key)) <= 1e-9, key
         assert together.sentence[t].split("(")[0] == str(alone.sentence).split("(")[0]
+
+
+def test_the_bound_of_class_labels_has_a_whole_gradient() -> None:
+    model, (x, y) = build(likelihood=bnnp.Bernoulli()), data((6,))[0]
+    batch = bnnp.TaskBatch(collate([(x, (y > 4).double())]), collate([(x, y)]))
+    posterior = model(batch.context, num_samples=3)
+    both = [
+        torch.autograd.grad(v.sum(), [next(iter(model.prior)).relative_mean], retain_graph=True)[0] for v in (posterior.elbo, -posterior.kl)
+    ]
+    assert relative_error(both[0], both[1]) > 1e-3
 
 
 def test_class_labels_are_diagnosed() -> None:

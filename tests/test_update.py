@@ -159,6 +159,16 @@ def test_resampling_keeps_what_the_weights_said() -> None:
         _ = equal.elbo
 
 
+def test_an_untouched_task_does_not_notice_the_others() -> None:
+    model, tasks = build(), data((4, 5))
+    start = model.condition([x for x, _ in tasks], [y for _, y in tasks], num_samples=6)
+    more, mask, xt = bnnp.collate(data((3, 3), seed=5)), torch.tensor([[True] * 3, [False] * 3]), data((4,), seed=2)[0][0]
+    updated = start.update(more.x, more.y, mask)
+    for n in (4, 6, 15):
+        new, old = updated.predict(xt).sample(n), start.predict(xt).sample(n)
+        assert relative_error(new[:, 1], old[:, 1]) <= 1e-9 < relative_error(new[:, 0], old[:, 0])
+
+
 @LAST
 def test_refreshing_is_conditioning_afresh_on_everything(last_layer: str) -> None:
     model, (first, a, b), (xt, yt) = build(last_layer=last_layer), data((3, 2, 4)), data((4,), seed=2)[0]
@@ -203,7 +213,9 @@ class TestClassLabels:
             assert relative_error(got, want) <= 1e-9
         assert relative_error(two.elbo, one.elbo) <= 1e-9 and relative_error(two.kl, one.kl) <= 1e-9
         gain = start.predict(a[0]).log_prob(a[1], joint=True)
-        assert relative_error(start.update(*a).log_evidence, gain) <= 1e-9
+        assert relative_error(start.update(*a, reweight=False).log_evidence, gain) <= 1e-9
+        assert relative_error(two.gained, one.gained) <= 1e-9
+        assert relative_error(two.gained, two.log_importance - start.log_importance) <= 1e-9
         want = model.condition(*joined(first, a, b), num_samples=30, seed=1)
         assert relative_error(two.refresh().predict(a[0]).mean, want.predict(a[0]).mean) <= 1e-9
 
@@ -212,9 +224,45 @@ class TestClassLabels:
         streamed = model.condition(*first, num_samples=4, context_batch_size=2)
         kept = model.condition(*first, num_samples=4)
         assert relative_error(streamed.elbo, kept.elbo) <= 1e-9
-        assert relative_error(streamed.update(*a).predict(a[0]).mean, kept.update(*a).predict(a[0]).mean) <= 1e-9
+        paper = [posterior.update(*a, reweight=False) for posterior in (streamed, kept)]
+        assert relative_error(paper[0].predict(a[0]).mean, paper[1].predict(a[0]).mean) <= 1e-9
         with pytest.raises(ValueError, match="does not keep them"):
-            _ = streamed.update(*a).elbo
+            _ = paper[0].elbo
+        weighted = streamed.update(*a)  # particles stay as they are, so their likelihood is known
+        assert all(torch.equal(one, other) for one, other in zip(weighted.particles.weights, streamed.particles.weights, strict=True))
+        gain = streamed.predict(a[0]).log_prob(a[1], joint=True)
+        assert relative_error(weighted.log_evidence, gain) <= 1e-9
+        assert math.isfinite(float(weighted.elbo)) and math.isfinite(float(weighted.diagnose().log_evidence))
+
+    @pytest.mark.parametrize("size", [None, 4])
+    def test_weighted_particles_come_to_the_exact_posterior(self, size: int | None) -> None:
+        """In blocks or one by one, a linear model with class labels: new points are not counted twice."""
+        model = bnnp.BNNP(1, 1, hidden=(), prior="diagonal", likelihood=bnnp.Bernoulli(), net_hidden=(8,)).double()
+        output = list(model._layers[0].net)[-1]  # type: ignore[arg-type]
+        with torch.no_grad():
+            output.bias[1] += 6.0  # type: ignore[index, operator]
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(24, 1, generator=g, dtype=torch.float64)
+        y = (torch.rand(24, 1, generator=g) < (2 * x).sigmoid()).double()
+        layer, grid = next(iter(model.prior)), torch.linspace(-2, 2, 5, dtype=torch.float64).unsqueeze(-1)
+        at = (layer.mean[0].detach(), layer.covariance()[0].detach())
+        exact, first = (scenarios.linear_bernoulli_evidence(x[:n], y[:n], grid, *at) for n in (24, 8))
+        start = model.condition(x[:8], y[:8], num_samples=40_000, context_batch_size=size)
+        want = float(exact["log_evidence"] - first["log_evidence"])
+        for step in (16, 4):
+            posterior = start
+            for i in range(8, 24, step):
+                posterior = posterior.update(x[i : i + step], y[i : i + step])
+            mean = posterior.predict(grid, reweight=True).mean[:, 0]
+            assert float((mean - exact["prob"]).abs().max()) < 0.02
+            change = posterior.diagnose().log_evidence - start.diagnose().log_evidence
+            assert abs(float(change) - want) < 0.1
+
+    def test_a_residual_connection_is_no_target(self) -> None:
+        model, (first, a) = build(hidden=(), residual=True, likelihood=bnnp.Bernoulli()), [(x, (y > 4).double()) for x, y in data((6, 4))]
+        updated = model.condition(*first, num_samples=6, seed=1).update(*a, reweight=False)
+        want = model.condition(*joined(first, a), num_samples=6, seed=1)
+        assert relative_error(updated.predict(a[0]).mean, want.predict(a[0]).mean) <= 1e-9
 
 
 @pytest.mark.parametrize("likelihood", [None, "bernoulli"])

@@ -27,6 +27,7 @@ from bnnp.linalg import compute_device, to_compute
 from bnnp.networks import BNNP
 from bnnp.particles import Particles
 from bnnp.posterior import Posterior
+from bnnp.streaming import Reservoir
 from bnnp.tasks import Context
 
 __all__ = ["FORMAT_VERSION", "load", "load_posterior", "read_bundle", "save", "save_posterior", "write_atomically", "write_bundle"]
@@ -67,6 +68,9 @@ def write_bundle(folder: str | os.PathLike[str], name: str, header: dict[str, An
     for old in folder.glob(f"{name}-*.safetensors"):
         # Nothing but what this function wrote: other files may have names that look alike.
         if old.name != file and re.fullmatch(rf"{name}-[0-9a-f]{{16}}\.safetensors", old.name):
+            old.unlink(missing_ok=True)
+    for old in folder.glob(f".{name}*"):  # what a killed process left half-written
+        if re.fullmatch(rf"\.{name}(-[0-9a-f]{{16}}\.safetensors|\.json)\.[0-9a-f]{{16}}", old.name):
             old.unlink(missing_ok=True)
 
 
@@ -163,7 +167,7 @@ def _fields(part: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 _SUMS, _CONDITIONAL = ("gram", "h", "rr", "log_prec", "count"), ("m", "root", "quad", "log_prec", "count", "B", "r")
-_PARTICLES, _POSTERIOR = ("drawn_kl", "log_ratio", "log_lik"), ("counts", "gained", "past_evidence", "applied")
+_PARTICLES, _POSTERIOR = ("drawn_kl", "log_ratio", "log_lik"), ("counts", "gained", "past_evidence", "applied", "ancestors")
 
 
 def _pack(posterior: Posterior) -> dict[str, Tensor]:
@@ -179,7 +183,8 @@ def _pack(posterior: Posterior) -> dict[str, Tensor]:
         found["noise"] = particles.redraw[1]
     if isinstance(particles.seen, SiteSum):
         found |= {f"seen.{k}": v for k, v in _fields(particles.seen, _SUMS).items()}
-    for i, points in enumerate([posterior.sample, *(posterior.kept or ())]):
+    found["key"] = posterior.sample.key
+    for i, points in enumerate([posterior.sample.points, *(posterior.kept or ())]):
         found |= {f"points.{i}.{k}": v for k, v in _fields(points, ("x", "y", "mask")).items()}
     return found
 
@@ -260,7 +265,8 @@ def load_posterior(folder: str | os.PathLike[str], model: BNNP) -> Posterior:
         sample, *kept = [Context(**{k: v.to(model.device) for k, v in under(f"points.{i}.").items()}) for i in range(count)]
         state = {key: tensors[key].to(model.device if key == "counts" else device) for key in _POSTERIOR if key in tensors}
         points = None if header["kept"] is None else tuple(kept)
-        return Posterior(particles, own, single=header["single"], seed=header["seed"], kept=points, sample=sample, **state)
+        reservoir = Reservoir(sample, tensors["key"].to(model.device))
+        return Posterior(particles, own, single=header["single"], seed=header["seed"], kept=points, sample=reservoir, **state)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"Expected all parts of a posterior in {folder}. Got {type(error).__name__}: {error}. Save it again.") from None
 

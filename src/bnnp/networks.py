@@ -32,7 +32,7 @@ from bnnp.progress import ProgressLine
 from bnnp.scaling import REFERENCE_SIZE, Reference, Standardiser
 from bnnp.seeds import check_count, seeded
 from bnnp.streaming import Batches, Reservoir, Slices, Stream, is_stream
-from bnnp.tasks import Context, Task, check_inputs, make_context, subset
+from bnnp.tasks import Context, Task, check_inputs, make_context
 
 __all__ = ["BNNP"]
 
@@ -259,7 +259,7 @@ class BNNP(nn.Module):
         drawn, hidden = _Drawn(num_samples), len(self._layers) - 1
         for i in range(hidden):
             layer = self._layers[i]
-            if layer.in_weight_space(0, i == 0, canonical) or layer.in_weight_space(stream.shape[1], i == 0, canonical):
+            if self._sums_serve(stream, i, canonical):
                 sums = self._streamed_sums(stream, i, drawn.weights)[0]
                 factor = layer.prior.factor()
                 eps, kl, ratio = draw_from_sums(factor, sums, num_samples, normal)
@@ -268,18 +268,22 @@ class BNNP(nn.Module):
                 A, sites = self._gathered(stream, i, drawn.weights)
                 drawn.take(layer.draw(A, sites, num_samples, normal, canonical, self.factor_dtype))
         output = self._layers[-1]
-        rare = output.prior.rank > CANONICAL_RANK and canonical and stream.shape[1] < output.prior.rank
         if not self.likelihood.conjugate:
             return self._streamed_drawn_last(stream, drawn, normal, canonical)
         factor = self._output_factor()
         both = self._streamed_sums(stream, hidden, drawn.weights, both=output.net is not None)
         seen = [drawn.expand(one).whiten(factor) for one in both]
-        if rare:
+        if canonical and not self._sums_serve(stream, hidden, canonical):
             A, sites = self._gathered(stream, hidden, drawn.weights)
-            last = condition(factor, A.expand(num_samples, *A.shape[1:]), sites)
+            last = condition(factor, *drawn.spread(A, sites))
         else:
             last = seen[0].condition(factor)
         return self._with_last(drawn, last, None if output.net is None else seen[1])
+
+    def _sums_serve(self, stream: Stream, index: int, canonical: bool) -> bool:
+        """Tell whether the draws of a layer are functions of sums over points; otherwise there are few points, and they are gathered."""
+        layer = self._layers[index]
+        return layer.in_weight_space(0, index == 0, canonical) or layer.in_weight_space(stream.shape[1], index == 0, canonical)
 
     def _next(self, index: int, H: Tensor, W: Tensor) -> Tensor:
         """Return the activations behind a layer."""
@@ -301,7 +305,7 @@ class BNNP(nn.Module):
         """Draw the last layer too, where the likelihood has no closed form."""
         output, redraw = self._layers[-1], None
         if canonical:
-            A = A.expand(drawn.num_samples, *A.shape[1:])
+            A, sites = drawn.spread(A, sites)
             space = "weight" if output.prior.rank <= CANONICAL_RANK else None
             redraw = self._redrawn(drawn, condition(self._output_factor(), A, sites, space), normal)
         else:
@@ -317,8 +321,8 @@ class BNNP(nn.Module):
 
     def _streamed_drawn_last(self, stream: Stream, drawn: _Drawn, normal: Normal, canonical: bool) -> Particles:
         index, output = len(self._layers) - 1, self._layers[-1]
-        if not canonical and not output.in_weight_space(stream.shape[1], index == 0, False):
-            particles = self._drawn_last(drawn, *self._gathered(stream, index, drawn.weights), normal, False)
+        if not self._sums_serve(stream, index, canonical):
+            particles = self._drawn_last(drawn, *self._gathered(stream, index, drawn.weights), normal, canonical)
         else:
             factor, sums = self._output_factor(), self._streamed_sums(stream, index, drawn.weights)[0]
             redraw = self._redrawn(drawn, drawn.expand(sums).whiten(factor).condition(factor), normal)
@@ -405,11 +409,11 @@ class BNNP(nn.Module):
                 f"Expected a bnnp.Context, such as bnnp.collate gives. Got {type(context).__name__}. For data: model.condition(x, y)."
             )
         particles = self.particles(self.scale(context), check_count(num_samples, "num_samples"), self._normal(seed), canonical=True)
-        sample = subset(context, REFERENCE_SIZE, seeded(seed, "sample"))
+        sample = Reservoir.of(context, REFERENCE_SIZE, seeded(seed, "sample"))
         return self._posterior(particles, context.counts, single, seed, (context,), sample)
 
     def _posterior(
-        self, particles: Particles, counts: Tensor, single: bool, seed: int, kept: tuple[Context, ...] | None, sample: Context
+        self, particles: Particles, counts: Tensor, single: bool, seed: int, kept: tuple[Context, ...] | None, sample: Reservoir
     ) -> Posterior:
         zero = torch.zeros(particles.drawn_kl.shape, dtype=self.factor_dtype, device=particles.drawn_kl.device)
         return Posterior(particles, self, counts, single, seed, kept, sample, zero, zero[0])
@@ -459,14 +463,16 @@ class BNNP(nn.Module):
             tensor(0.)
         """
         stream = yc is None and is_stream(xc)
+        if yc is None and not stream:
+            raise TypeError(f"Expected xc and yc, or batches of pairs (x, y). Got {type(xc).__name__} and no yc.")
         if context_batch_size is None and not stream:
-            if yc is None:
-                raise TypeError(f"Expected xc and yc, or batches of pairs (x, y). Got {type(xc).__name__} and no yc.")
             context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
             self.likelihood.check(context.y)
             return self.forward(context, num_samples, seed, single).frozen()
-        if stream and context_batch_size is not None:
-            raise ValueError("Expected batches, or arrays with context_batch_size. Got both: batches have their own sizes.")
+        if stream and (context_batch_size is not None or mask is not None):
+            raise ValueError(
+                "Expected batches, or arrays with context_batch_size and mask. Got both: batches have their own sizes and masks."
+            )
         source = xc if stream else self._slices(xc, yc, mask, context_batch_size)
         batches = Batches(source, self.x_dim, self.y_dim, self.dtype, self.device, self.likelihood.check)
         return self._condition_stream(batches, check_count(num_samples, "num_samples"), seed, progress).frozen()
@@ -478,16 +484,18 @@ class BNNP(nn.Module):
         return Slices(xc, yc, mask, size=check_count(size or 0, "context_batch_size"))
 
     def _condition_stream(self, batches: Batches, num_samples: int, seed: int, progress: bool) -> Posterior:
-        reservoir, counts = Reservoir(REFERENCE_SIZE, seeded(seed, "sample")), torch.zeros(1, dtype=torch.long, device=self.device)
+        generator, counts = seeded(seed, "sample"), torch.zeros(1, dtype=torch.long, device=self.device)
+        sample: Reservoir | None = None
         passes = len(self._layers) + (0 if self.likelihood.conjugate else 1)
         line = ProgressLine(passes, progress)
         first = True
 
         def read() -> Iterator[Context]:
-            nonlocal first, counts
+            nonlocal first, counts, sample
             for batch in batches:
                 if first:
-                    reservoir.add(batch)
+                    new = None if sample is None else sample.joined(batch, REFERENCE_SIZE, generator)
+                    sample = Reservoir.of(batch, REFERENCE_SIZE, generator) if new is None else new
                     counts = counts + batch.counts
                 yield self.scale(batch)
             first = False
@@ -498,7 +506,8 @@ class BNNP(nn.Module):
             particles = self.streamed_particles(stream, num_samples, self._normal(seed), canonical=True)
         finally:
             line.close()
-        return self._posterior(particles, counts, batches.single, seed, None, reservoir.sample)
+        assert sample is not None
+        return self._posterior(particles, counts, batches.single, seed, None, sample)
 
     def prior_samples(self, xt: Any, n: int, seed: int = 0, noisy: bool = False) -> Tensor:
         """Return n functions drawn from the prior at xt (M, d_x), with shape (n, M, d_y), in the user's units.
@@ -537,6 +546,11 @@ class _Drawn:
             self.ratio = self.ratio + ratio
         self.weights.append(W)
         return W
+
+    def spread(self, A: Tensor, sites: Sites) -> tuple[Tensor, Sites]:
+        """Return features and pseudo-observations of the first layer, which do not depend on the sample, once for each sample."""
+        A, resid, root = (t.expand(self.num_samples, *t.shape[1:]) for t in (A, sites.resid, sites.root_prec))
+        return A, Sites(resid, root)
 
     def expand(self, sums: PointSum) -> PointSum:
         """Return the sums of the first layer, which do not depend on the sample, once for each sample."""

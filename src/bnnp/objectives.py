@@ -28,6 +28,7 @@ from bnnp.draws import Normal
 from bnnp.linalg import compute_device, to_compute
 from bnnp.networks import BNNP, learned
 from bnnp.particles import Particles
+from bnnp.seeds import check_count
 from bnnp.streaming import Stream
 from bnnp.tasks import Context, TaskBatch
 
@@ -71,6 +72,18 @@ class _Pass:
     context_batch_size: int | None = None
     target_batch_size: int | None = None
     gradient: str | Sequence[int] = "exact"
+
+    def __post_init__(self) -> None:
+        for name in ("context_batch_size", "target_batch_size"):
+            if getattr(self, name) is not None:
+                check_count(getattr(self, name), name)
+        Stream(list, self.gradient)
+
+    def done(self, value: Tensor) -> Tensor:
+        """Return the value, after the generator has moved on even where no noise was drawn: the next batches are others."""
+        if self.gradient == "one_batch":
+            torch.rand((), generator=self.generator, device=self.generator.device)
+        return value
 
     def stream(self, points: Context, size: int | None) -> Stream:
         """Return batches of points (scaled); random numbers of batches leave the noise as it is."""
@@ -167,7 +180,7 @@ def avi(
     """
     with_data = _Pass(model, num_samples, generator, **batches)
     context = model.scale(batch.context)
-    return with_data.elbo(with_data.particles(context), context, beta)
+    return with_data.done(with_data.elbo(with_data.particles(context), context, beta))
 
 
 def npml(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Generator, **batches: Unpack[Batching]) -> Tensor:
@@ -176,7 +189,7 @@ def npml(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gener
     It rewards prediction only, and identifies neither prior nor posterior.
     """
     with_data = _Pass(model, num_samples, generator, **batches)
-    return with_data.log_predictive(with_data.particles(model.scale(batch.context)), model.scale(batch.target))
+    return with_data.done(with_data.log_predictive(with_data.particles(model.scale(batch.context)), model.scale(batch.target)))
 
 
 def pp_avi(
@@ -190,7 +203,7 @@ def pp_avi(
     context = model.scale(batch.context)
     particles = with_data.particles(context)
     predictive = with_data.log_predictive(particles, model.scale(batch.target))
-    return beta * predictive + with_data.elbo(particles, context, beta)
+    return with_data.done(beta * predictive + with_data.elbo(particles, context, beta))
 
 
 def npvi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Generator, **batches: Unpack[Batching]) -> Tensor:
@@ -202,7 +215,7 @@ def npvi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gener
     context, target = model.scale(batch.context), model.scale(batch.target)
     streams = with_data.stream(context, with_data.context_batch_size), with_data.stream(target, with_data.target_batch_size)
     particles, kl = model.paired_particles(*streams, num_samples, training_noise(model, generator))
-    return with_data.expected_log_lik(particles, target).mean(0) - kl.mean(0) - with_data.volume(target)
+    return with_data.done(with_data.expected_log_lik(particles, target).mean(0) - kl.mean(0) - with_data.volume(target))
 
 
 def iw_avi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Generator, **batches: Unpack[Batching]) -> Tensor:
@@ -217,7 +230,7 @@ def iw_avi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gen
     with_data = _Pass(model, num_samples, generator, **batches)
     context = model.scale(batch.context)
     particles = with_data.scored(with_data.particles(context, canonical=True), context)
-    return particles.log_weights.logsumexp(0) - math.log(num_samples) - with_data.volume(context)
+    return with_data.done(particles.log_weights.logsumexp(0) - math.log(num_samples) - with_data.volume(context))
 
 
 OBJECTIVES: dict[str, Objective] = {"avi": avi, "iw_avi": iw_avi, "npml": npml, "npvi": npvi, "pp_avi": pp_avi}

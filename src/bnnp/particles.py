@@ -108,7 +108,7 @@ class Particles:
     def sites(self, features: tuple[Tensor, Tensor | None], y: Tensor, root: Tensor) -> tuple[Tensor, Sites]:
         """Return the last layer's features and observations of y there, in the precision of the factorisations."""
         A, skip = features
-        sites = self.output.sites(A, y if skip is None else y - skip, root)
+        sites = self.output.sites(A, y if skip is None or not self.output.true_targets else y - skip, root)
         return to_compute(A, self.dtype), Sites(to_compute(sites.resid, self.dtype), to_compute(sites.root_prec, self.dtype))
 
     def observations(self, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Sites]:
@@ -163,7 +163,8 @@ class Particles:
     def told(self, points: Context, pseudo: tuple[Tensor, Tensor]) -> tuple[Particles, Tensor]:
         """Return the particles whose last layer has seen further points, and log p(points | particle, what it had seen) with shape (S, T).
 
-        The hidden weights stay as they are. Where the last layer was drawn, it is drawn again with the same noise.
+        The hidden weights stay as they are. Where the last layer was drawn, it is drawn again with the same noise, and the densities are
+        zeros: they need the likelihood.
 
         Arguments:
             points: in the network's units.
@@ -195,7 +196,8 @@ class Particles:
         """Return the particles of the given numbers, with shape (n, T): particle i of task t is number index[i, t]."""
 
         def pick(x: Tensor) -> Tensor:
-            return x.gather(0, index.reshape(*index.shape, *[1] * (x.ndim - 2)).expand(*index.shape, *x.shape[2:]))
+            at = index.to(x.device).reshape(*index.shape, *[1] * (x.ndim - 2))
+            return x.gather(0, at.expand(*index.shape, *x.shape[2:]))
 
         def pick_sum(sums: SiteSum) -> SiteSum:
             return SiteSum(*(pick(t) for t in sums.tensors))

@@ -21,8 +21,9 @@ from bnnp.likelihoods import Likelihood, noise_of
 from bnnp.linalg import to_compute
 from bnnp.particles import Particles
 from bnnp.predictive import GaussianPredictive, Predictive, SampledPredictive
-from bnnp.scaling import Reference, Standardiser
+from bnnp.scaling import REFERENCE_SIZE, Reference, Standardiser
 from bnnp.seeds import check_count, seeded
+from bnnp.streaming import Reservoir
 from bnnp.tasks import Context, check_inputs, make_context
 
 __all__ = ["Network", "Posterior"]
@@ -74,10 +75,11 @@ class Posterior:
         single: one task came without a task axis, so results have none.
         seed: of the particles.
         kept: the points seen, in the user's units, in the order of their arrival; None where they were streamed.
-        sample: at most 256 of the points of the first context, in the user's units.
+        sample: at most 256 of the points seen, in the user's units.
         gained: log weights gained by updates since the last resampling, with shape (S, T).
         applied: log weights that resampling has used up, with shape (S, T); None before any.
         past_evidence: log evidence of the updates before the last resampling, with shape (T,).
+        ancestors: number of the draw from q that each particle goes back to, with shape (S, T); None before any resampling.
     """
 
     particles: Particles
@@ -86,10 +88,11 @@ class Posterior:
     single: bool
     seed: int
     kept: tuple[Context, ...] | None
-    sample: Context
+    sample: Reservoir
     gained: Tensor
     past_evidence: Tensor
     applied: Tensor | None = None
+    ancestors: Tensor | None = None
 
     save: ClassVar[Callable[..., None]]
     """Save the posterior in a folder; set by `bnnp.checkpoint`, since the core knows no files."""
@@ -172,21 +175,25 @@ class Posterior:
         With equal weights draw i has the hidden weights of particle i mod S; otherwise particles are drawn by systematic resampling.
         """
         log_weights = self.gained if log_weights is None else log_weights
-        particles = self.particles
-        if bool((log_weights != log_weights[:1]).any()):
-            index = systematic(log_weights.cpu(), n, generator).to(particles.drawn_kl.device)
-            # In an order that is not sorted by particle, so that the first few draws show more than one.
-            order = torch.randperm(n, generator=generator).to(index.device)
-            particles = particles.picked(index[order])
-        index = torch.arange(n, device=particles.drawn_kl.device) % particles.num_samples
-        weights = tuple(W[index.to(W.device)] for W in particles.weights)
-        if particles.last is None:
-            return weights
-        S, T, d, k = particles.last.mean.shape
-        rounds = -(-n // S)
-        z = torch.randn(rounds, S, 1, d, k, generator=generator, dtype=particles.dtype)
-        eps = particles.last.draw(z.expand(rounds, S, T, d, k).to(particles.last.m.device)).flatten(0, 1)[:n]
-        return (*weights, particles.output.weights(eps))
+        particles, z = self.particles, None
+        S, device = particles.num_samples, particles.drawn_kl.device
+        if particles.last is not None:
+            d, k = particles.last.mean.shape[-2:]
+            z = torch.randn(-(-n // S), S, 1, d, k, generator=generator, dtype=particles.dtype).to(device).flatten(0, 1)[:n]
+        index = (torch.arange(n, device=device) % S).unsqueeze(-1)
+        unequal = (log_weights != log_weights[:1]).any(0)
+        if bool(unequal.any()):
+            # With random numbers of its own, so that tasks of equal weights do not notice; and in an order that is not sorted by
+            # particle, so that the first few draws show more than one.
+            own = torch.Generator().manual_seed(generator.initial_seed() ^ 1)
+            order = torch.randperm(n, generator=own).to(device)
+            drawn = systematic(log_weights.cpu(), n, own).to(device)[order]
+            index = torch.where(unequal.to(device), drawn, index)
+        particles = particles.picked(index.expand(n, self.num_tasks))
+        if particles.last is None or z is None:
+            return particles.weights
+        eps = particles.last.draw(z.expand(n, self.num_tasks, *z.shape[2:]))
+        return (*particles.weights, particles.output.weights(eps))
 
     @torch.no_grad()
     def sample_weights(self, n: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -232,7 +239,6 @@ class Posterior:
         f = to_compute(particles.outputs(points.x), particles.dtype)
         return (self.likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)).sum(-1)
 
-    @torch.no_grad()
     def _scored(self) -> Particles:
         """Return the particles with the likelihood of what they have seen, where they do not carry it."""
         particles = self.particles
@@ -243,8 +249,11 @@ class Posterior:
                 "Expected the points that were seen, since an update draws the last layer of this likelihood again. Got a posterior that "
                 "was streamed and does not keep them. Condition it again on all points."
             )
-        log_lik = sum((self._log_lik(particles, self.model.scale(c)) for c in self.kept), torch.zeros_like(particles.drawn_kl))
-        return dataclasses.replace(particles, log_lik=log_lik)
+        return dataclasses.replace(particles, log_lik=self._log_lik_of_kept(particles))
+
+    def _log_lik_of_kept(self, particles: Particles) -> Tensor:
+        parts = (self._log_lik(particles, self.model.scale(points)) for points in self.kept or ())
+        return sum(parts, torch.zeros_like(particles.drawn_kl))
 
     @property
     def kl(self) -> Tensor:
@@ -265,8 +274,7 @@ class Posterior:
         """Return what each particle says of `elbo`, with shape (S, T), in the precision of the factorisations."""
         if self.applied is not None:
             raise ValueError("Expected draws from q for the bound. Got resampled particles. Use diagnose().log_evidence, or refresh().")
-        particles = self.particles if self.particles.last is not None and torch.is_grad_enabled() else self._scored()
-        return particles.elbo() - self._volume(self.counts)
+        return self._scored().elbo() - self._volume(self.counts)
 
     @property
     def log_importance(self) -> Tensor:
@@ -279,8 +287,11 @@ class Posterior:
 
     @property
     def log_evidence(self) -> Tensor:
-        """Return the log evidence of the points that came by `update`, given the context, with shape (T,): the sum of the log
-        predictive densities of what arrived, in the user's units.
+        """Return the log evidence of the points that came by `update`, given the context, with shape (T,), in the user's units.
+
+        With the exact last layer it is the sum of the log predictive densities of what arrived. With the amortised one it is that of
+        the same hidden weights under an exact last layer, as everywhere where evidence is spoken of; with class labels it is estimated
+        from the importance of the particles.
         """
         return self.per_task(self.past_evidence + log_mean_exp(self.gained)[0])
 
@@ -313,7 +324,7 @@ class Posterior:
 
         The last layer is conditioned on them, exactly where it is exact; each particle gains log p(y | x, particle), its predictive
         evidence. The hidden weights are not drawn again: watch `effective_sample_size`, and `refresh` when it is small. Cost p^3 / 3 a
-        particle, whatever has been seen before.
+        particle, whatever has been seen before (with class labels: and a pass over all points seen, where they are kept).
 
         Arguments:
             x: inputs of the new points with shape (n, d_x) of one task, or (T, n, d_x) of many, in the user's units.
@@ -329,9 +340,10 @@ class Posterior:
         """
         points = self._points(x, y, mask)
         scaled = self.model.scale(points)
-        particles, gain = self.particles.told(scaled, self.model.output_sites(scaled))
-        if self.particles.last is None:
-            gain = self._log_lik(self.particles, scaled)
+        if self.particles.last is not None:
+            particles, gain = self.particles.told(scaled, self.model.output_sites(scaled))
+        else:
+            particles, gain = self._told_drawn(scaled, reweight)
         gain = gain - self._volume(points.counts)
         past = self.past_evidence
         if not reweight:  # what arrived still has a predictive density, under the weights as they are
@@ -341,9 +353,29 @@ class Posterior:
             particles=particles,
             counts=self.counts + points.counts,
             kept=None if self.kept is None else (*self.kept, points),
+            sample=self.sample.joined(points, REFERENCE_SIZE, seeded(self.seed, f"sample {self.counts.tolist()}")),
             gained=self.gained + gain if reweight else self.gained,
             past_evidence=past,
         )
+
+    def _told_drawn(self, points: Context, reweight: bool) -> tuple[Particles, Tensor]:
+        """Return the particles that know these points, and what they gain, where the last layer was drawn.
+
+        It is drawn again, with the same noise. What a particle gains by that is the growth of its importance weight, in which the density
+        of the new draw counts: its likelihood of the new points alone would count them twice. That needs the likelihood of all points
+        seen. Where they were streamed, weighted particles stay as they are and gain their likelihood of the new points.
+        """
+        if reweight and self.kept is None:
+            before = self._scored()
+            gain = self._log_lik(before, points)
+            assert before.log_lik is not None
+            return dataclasses.replace(before, log_lik=before.log_lik + gain), gain
+        told, _ = self.particles.told(points, self.model.output_sites(points))
+        if self.kept is None:
+            return told, self._log_lik(self.particles, points)
+        log_lik = self._log_lik_of_kept(told) + self._log_lik(told, points)
+        told = dataclasses.replace(told, log_lik=log_lik)
+        return told, told.log_weights - self._scored().log_weights if reweight else self._log_lik(self.particles, points)
 
     @torch.no_grad()
     def resample(self, seed: int = 0) -> Posterior:
@@ -360,6 +392,7 @@ class Posterior:
             gained=torch.zeros_like(self.gained),
             past_evidence=self.past_evidence + evidence,
             applied=used.gather(0, index),
+            ancestors=index if self.ancestors is None else self.ancestors.gather(0, index),
         )
 
     @torch.no_grad()

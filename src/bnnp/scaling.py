@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,12 @@ class Reference(nn.Module):
         self.register_buffer("x_factor", torch.eye(x_dim))
         self.register_buffer("x_far", torch.tensor(math.nan))
         self.register_buffer("most_context", torch.tensor(0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load what is there: files from before this module was there say nothing of it."""
+        for name, buffer in self.named_buffers():
+            state_dict.setdefault(prefix + name, buffer)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def known(self) -> bool:

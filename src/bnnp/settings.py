@@ -57,6 +57,8 @@ class Settings:
                 check_count(getattr(self, name), name)
         if self.gradient not in ("exact", "one_batch"):
             raise ValueError(f"Expected gradient as 'exact' or 'one_batch'. Got {self.gradient!r}.")
+        if self.gradient == "one_batch" and self.context_batch_size is None and self.target_batch_size is None:
+            raise ValueError("Expected context_batch_size or target_batch_size with gradient='one_batch'. Got none: there are no batches.")
         low, high = self.context
         counts = isinstance(low, int) and isinstance(high, int)
         if not (0 < low <= high) or (not counts and not high < 1):
@@ -74,8 +76,12 @@ class Settings:
     def options(self) -> dict[str, Any]:
         """Return what the objective is called with, beside model, tasks, samples and generator."""
         beta = {"beta": self.beta} if self.objective in ("avi", "pp_avi") else {}
-        batches = {"context_batch_size": self.context_batch_size, "target_batch_size": self.target_batch_size}
-        return {**beta, **batches, "gradient": self.gradient}
+        return {**beta, **self.sizes, "gradient": self.gradient}
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Return the sizes of batches of points."""
+        return {"context_batch_size": self.context_batch_size, "target_batch_size": self.target_batch_size}
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: linear from the first to the last."""

@@ -13,13 +13,15 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnnp.seeds import check_count
-from bnnp.tasks import Context, collate, make_context
+from bnnp.tasks import Context, make_context
 
 __all__ = ["Batches", "Reservoir", "Slices", "Stream", "is_stream"]
 
@@ -28,7 +30,7 @@ Part = Callable[[Context, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 def is_stream(data: Any) -> bool:
     """Tell whether data that came without outputs are batches to be read: a function, or an iterable that is no array."""
-    return callable(data) or (isinstance(data, Iterable) and not hasattr(data, "__array__"))
+    return callable(data) or (isinstance(data, Iterable) and not hasattr(data, "__array__") and not hasattr(data, "keys"))
 
 
 class Slices:
@@ -49,6 +51,7 @@ class Slices:
     """
 
     def __init__(self, x: Any, y: Any, mask: Any = None, *, size: int) -> None:
+        mask = mask if mask is None or hasattr(mask, "shape") else np.asarray(mask)
         self.x, self.y, self.mask, self.size = x, y, mask, check_count(size, "context_batch_size")
         self.axis = 1 if len(x.shape) == 3 or len(y.shape) == 3 else 0
         sizes = {name: part.shape[self.axis] for name, part in (("x", x), ("y", y), ("mask", mask)) if part is not None}
@@ -59,7 +62,8 @@ class Slices:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield batches (x, y), or (x, y, mask) where there is a mask; one empty batch where there is no point."""
-        parts = [part for part in (self.x, self.y, self.mask) if part is not None]
+        # Tables are cut by position, not by label.
+        parts = [getattr(part, "iloc", part) for part in (self.x, self.y, self.mask) if part is not None]
         for i in range(0, max(self.points, 1), self.size):
             at = slice(i, i + self.size)
             yield tuple(part[at] if self.axis == 0 else part[:, at] for part in parts)
@@ -102,18 +106,13 @@ class Batches:
             TypeError: something that is not a batch.
         """
         seen, first_row = array("L"), 0
-        widest: dict[str, tuple[int, int]] = {}
-        for number, batch in enumerate(self.source() if callable(self.source) else self.source):
+        source = self.source() if callable(self.source) else self.source
+        if not isinstance(source, Iterable):
+            raise TypeError(f"Expected the function to return batches (x, y), or to yield them. Got {type(source).__name__}.")
+        for number, batch in enumerate(source):
             if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
                 raise TypeError(f"batch {number}: Expected a pair (x, y), or (x, y, mask). Got {_described(batch)}.")
             x, y, mask = (*batch, None)[:3]
-            for name, part in (("x", x), ("y", y)):
-                width = part.shape[-1] if len(getattr(part, "shape", ())) > 1 else 1
-                if widest.setdefault(name, (number, width))[1] != width:
-                    raise ValueError(
-                        f"batch {number}: Expected {name} with {widest[name][1]} columns, as in batch {widest[name][0]}. "
-                        f"Got shape {tuple(part.shape)}. Every batch has the same columns."
-                    )
             try:
                 context, single = make_context(x, y, mask, **self.dims, first_row=first_row)  # type: ignore[arg-type]
                 self.check(context.y)
@@ -122,7 +121,9 @@ class Batches:
             if number == 0 and self._seen is None:
                 self.single, self._tasks = single, context.num_tasks
             if (single, context.num_tasks) != (self.single, self._tasks):
-                raise ValueError(f"batch {number}: Expected points of {self._tasks} task(s), as in the first. Got {context.num_tasks}.")
+                want = "one task, without a task axis" if self.single else f"{self._tasks} task(s), (tasks, points, columns)"
+                got = tuple(context.x.shape)[single:]
+                raise ValueError(f"batch {number}: Expected points of {want}, as in the first batch. Got x with shape {got}.")
             seen.append(_fingerprint(context))
             if self._seen is not None and (number >= len(self._seen) or seen[-1] != self._seen[number]):
                 raise ValueError(_changed(f"other data in batch {number}"))
@@ -155,32 +156,38 @@ def _fingerprint(context: Context) -> int:
     return zlib.crc32(str(tuple(context.x.shape)).encode(), digest)
 
 
+@dataclass(frozen=True, eq=False)
 class Reservoir:
     """Keep a random sample of the points that pass by, of a size that does not depend on their number.
 
+    Every point gets a random key, and those with the smallest keys stay: samples of parts are samples of the whole.
+
     Arguments:
-        size: of the sample.
-        generator: source of the choice.
+        points: the sample, with shape (T, n, ...).
+        key: of each of them, with shape (T, n); 2 where masked.
     """
 
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        self.size, self.generator = size, generator
-        self.kept: tuple[Context, Tensor] | None = None
+    points: Context
+    key: Tensor
 
-    def add(self, points: Context) -> None:
-        """Let points pass by."""
-        key = torch.rand(points.mask.shape, generator=self.generator).to(points.x.device).masked_fill(~points.mask, 2.0)
-        if self.kept is not None:
-            points, key = self.kept[0].join(points), torch.cat([self.kept[1], key], dim=1)
-        key, at = key.sort(dim=1)
-        key, at = key[:, : self.size], at[:, : self.size].unsqueeze(-1)
-        x, y = (part.gather(1, at.expand(-1, -1, part.shape[-1])) for part in (points.x, points.y))
-        self.kept = Context(x, y, key < 1.5), key
+    @staticmethod
+    def of(points: Context, size: int, generator: torch.Generator) -> Reservoir:
+        """Return a sample of these points, of at most `size` for each task."""
+        key = torch.rand(points.mask.shape, generator=generator).to(points.x.device).masked_fill(~points.mask, 2.0)
+        return Reservoir(points, key)._cut(size)
 
-    @property
-    def sample(self) -> Context:
-        """Return the sample."""
-        return collate([(torch.zeros(0, 1), torch.zeros(0, 1))]) if self.kept is None else self.kept[0]
+    def joined(self, points: Context, size: int, generator: torch.Generator) -> Reservoir:
+        """Return a sample of what was sampled before and of these points."""
+        more = Reservoir.of(points, size, generator)
+        return Reservoir(self.points.join(more.points), torch.cat([self.key, more.key], dim=1))._cut(size)
+
+    def _cut(self, size: int) -> Reservoir:
+        if self.key.shape[1] <= size:
+            return self
+        key, at = self.key.sort(dim=1)
+        key, at = key[:, :size], at[:, :size].unsqueeze(-1)
+        x, y = (part.gather(1, at.expand(-1, -1, part.shape[-1])) for part in (self.points.x, self.points.y))
+        return Reservoir(Context(x, y, key < 1.5), key)
 
 
 class Stream:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Array", "Context", "Task", "TaskBatch", "as_tasks", "check_inputs", "collate", "make_context", "split", "subset"]
+__all__ = ["Array", "Context", "Task", "TaskBatch", "as_tasks", "check_inputs", "collate", "make_context", "split"]
 
 Array = Tensor | np.ndarray[Any, Any]
 
@@ -409,11 +409,6 @@ def split(batch: Context, num_context: Tensor, generator: torch.Generator) -> Ta
     mask_c = position[:widest] < take.unsqueeze(-1)
     mask_t = position[:rest] < (batch.counts - take).unsqueeze(-1)
     return TaskBatch(_gather(batch, first, mask_c), _gather(batch, last, mask_t))
-
-
-def subset(batch: Context, size: int, generator: torch.Generator) -> Context:
-    """Return at most `size` points of each task, chosen at random."""
-    return batch if batch.x.shape[1] <= size else split(batch, batch.counts.clamp(max=size).cpu(), generator).context
 
 
 def _gather(batch: Context, index: Tensor, mask: Tensor) -> Context:

@@ -164,6 +164,7 @@ def meta_train(
     checkpoint = _read(path, settings, model, len(train)) if resume and path is not None else None
     if not bool(model.scaling.fitted):
         model.fit_scaling(train)
+    model.reference.fit(train, model.scaling.x)
     model.reference.note_context(settings.most_context(max(len(task) for task in train)))
     run = _Run(model, train, held_out, settings, path, checkpoint_every, progress)
     if checkpoint is not None:
@@ -200,7 +201,8 @@ def _read(folder: Path, settings: Settings, model: BNNP, num_tasks: int) -> tupl
         return None
     header, tensors = read_bundle(folder / "state", "training")
     here, there = _described(settings, model, num_tasks), header.get("settings", {})
-    other = sorted(key for key in here if here[key] != there.get(key))
+    earlier = {field.name: field.default for field in dataclasses.fields(Settings)}  # runs from before a setting was there
+    other = sorted(key for key in here if here[key] != there.get(key, earlier.get(key)))
     if other:
         detail = "; ".join(f"{key} {there.get(key)!r} there and {here[key]!r} here" for key in other)
         raise ValueError(f"Expected the settings of the run in {folder}. Got others: {detail}. Use another folder for another run.")
@@ -339,7 +341,7 @@ class _Run:
         for i, batch in enumerate(self.validation):
             generator = _on(self.noise.device, self.settings.seed, f"validation {i}")
             try:
-                value = OBJECTIVES["npml"](self.model, batch, max(16, self.settings.num_samples), generator)
+                value = OBJECTIVES["npml"](self.model, batch, max(16, self.settings.num_samples), generator, **self.settings.sizes)
             except NotPositiveDefiniteError:
                 return math.nan
             scores.append(value.cpu() / batch.target.counts.cpu())

@@ -41,7 +41,7 @@ class Diagnosis:
         log_evidence_se: its standard error by the delta method; itself not to be trusted where `pareto_k` is above 0.7.
         elbo: the lower bound of the log evidence; NaN after resampling.
         gap: log_evidence - elbo: an estimate, too small rather than too large, of KL(q || posterior).
-        effective_sample_size: of the importance weights, between 1 and S.
+        effective_sample_size: of the importance weights, between 1 and S; copies that resampling made count once.
         pareto_k: shape of the tail of the importance weights: above 0.7 neither the evidence nor reweighted predictions can be trusted; NaN
             for fewer than 25 particles. With fewer than 100 particles it is a rough guess.
         distance_x: mean distance of the context's inputs from those of meta-training, in units of the distance that one in a hundred of
@@ -87,7 +87,7 @@ def diagnose(posterior: Posterior, seed: int = 0) -> Diagnosis:
         >>> bool((d.log_evidence - d.elbo).abs() < 1e-4), float(d.effective_sample_size)  # one layer: q is exact
         (True, 32.0)
     """
-    weights = posterior.log_importance
+    weights = _of_ancestors(posterior)
     evidence, error = log_mean_exp(weights)
     elbo = torch.full_like(evidence, math.nan)
     if posterior.applied is None:
@@ -110,9 +110,18 @@ def diagnose(posterior: Posterior, seed: int = 0) -> Diagnosis:
     return Diagnosis(**{key: posterior.per_task(v) for key, v in values.items()}, sentence=sentences[0] if posterior.single else sentences)
 
 
+def _of_ancestors(posterior: Posterior) -> Tensor:
+    """Return the log importance weights of the draws from q with shape (S, T): copies count as what they go back to."""
+    weights, at = posterior.log_importance, posterior.ancestors
+    if at is None:
+        return weights
+    top = weights.amax(0)
+    return torch.zeros_like(weights).scatter_add(0, at.to(weights.device), (weights - top).exp()).log() + top
+
+
 def _distance_x(posterior: Posterior) -> Tensor:
     """Return the mean distance of the sample's inputs with shape (T,)."""
-    points, reference = posterior.sample, posterior.model.reference
+    points, reference = posterior.sample.points, posterior.model.reference
     distance = to_compute(reference.distance(posterior.scaling.x(points.x)), torch.float64)
     mask = points.mask.to(distance.device)
     return torch.where(mask, distance, torch.zeros_like(distance)).sum(-1) / mask.sum(-1)
@@ -125,7 +134,7 @@ def _distance_y(posterior: Posterior, seed: int) -> tuple[Tensor, Tensor]:
     the outputs is that of Mahalanobis (or the log-loss); the data sets of the other half give its distribution. The square root is taken.
     """
     model: Any = posterior.model
-    points, half = posterior.sample, PRIOR_DRAWS // 2
+    points, half = posterior.sample.points, PRIOR_DRAWS // 2
     empty = Context.empty(1, model.x_dim, model.y_dim, like=points.x)
     draws = model.forward(empty, PRIOR_DRAWS, seed, single=True).draws(PRIOR_DRAWS, seeded(seed, "prior functions"))
     generator, found = seeded(seed, "prior data"), []
@@ -181,13 +190,13 @@ def _sentence(posterior: Posterior, t: int, d: dict[str, float]) -> str:
     if warnings:
         return f"Do not trust it: {'; '.join(warnings)}."
     familiar = "inputs and outputs are like those of meta-training"
-    if not posterior.model.reference.known:
+    if not posterior.model.reference.known or math.isnan(d["distance_x"] + d["p_value_y"]):
         familiar = "the model was not meta-trained, so nothing can be said of how familiar the data are"
     if heavy:
         return f"Take care: {familiar}, but its importance weights are too unequal to tell how good it is (Pareto k = {k:.2f})."
     if S < FEWEST_PARTICLES:
         return f"Take care: {familiar}, but {S} particles are too few to tell how good it is; condition with 100 or more, better 256."
-    if not posterior.model.reference.known:
+    if "nothing can be said" in familiar:
         return f"Take care: {familiar}; it agrees with its importance weights (Pareto k = {k:.2f})."
     return f"Nothing speaks against it: {familiar}, and it agrees with its importance weights (Pareto k = {k:.2f})."
 
