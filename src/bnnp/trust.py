@@ -48,7 +48,8 @@ class Diagnosis:
             them exceeded; NaN for an empty context, or a model that was not meta-trained.
         distance_y: distance of the context's outputs from what the prior predicts at these inputs, in units of the distance that one in
             twenty data sets of the prior itself exceeds.
-        p_value_y: share of data sets of the prior that lie at least as far out.
+        p_value_y: twice the share of data sets of the prior that lie at least as far out, or at least as near, whichever is smaller:
+            data may also be less noisy than anything that was learned.
         sentence: what to make of it, one sentence for each task.
     """
 
@@ -128,7 +129,7 @@ def _distance_x(posterior: Posterior) -> Tensor:
 
 
 def _distance_y(posterior: Posterior, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the distance of the outputs from the prior's prediction and its p-value, each with shape (T,).
+    """Return the distance of the outputs from the prior's prediction and its two-sided p-value, each with shape (T,).
 
     Half of the functions give mean and covariance at the points (or, for class labels, the probability of each), from which the distance of
     the outputs is that of Mahalanobis (or the log-loss); the data sets of the other half give its distribution. The square root is taken.
@@ -150,7 +151,8 @@ def _distance_y(posterior: Posterior, seed: int) -> tuple[Tensor, Tensor]:
         squared = _log_loss(f[:half], both) if model.likelihood.discrete else _mahalanobis(f[:half], both, model)
         own = squared[1:]
         edge = own.sort().values[math.ceil(0.95 * half) - 1].clamp(min=1e-12)
-        found.append((float((squared[0] / edge).clamp(min=0).sqrt()), (1 + int((own >= squared[0]).sum())) / (1 + half)))
+        above, below = int((own >= squared[0]).sum()), int((own <= squared[0]).sum())
+        found.append((float((squared[0] / edge).clamp(min=0).sqrt()), min(1.0, 2 * (1 + min(above, below)) / (1 + half))))
     columns = torch.tensor(found, dtype=torch.float64, device=compute_device(points.x.device))
     return columns[:, 0], columns[:, 1]
 
