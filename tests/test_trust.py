@@ -124,6 +124,8 @@ def test_distances_and_sentences_tell_inside_from_outside() -> None:
     assert "like those of meta-training" in inside.sentence and float(inside.distance_x) < 1 and float(inside.p_value_y) > 0.01
     far = model.condition(x[:8] + 8, y[:8], num_samples=256).diagnose()
     assert float(far.distance_x) > 2 and "inputs lie outside" in far.sentence
+    asked = model.condition(x[:8], y[:8]).predict(torch.tensor([[0.0], [8.0]]))  # a familiar context, and a target that is not
+    assert asked.distance_x.shape == (2,) and float(asked.distance_x[0]) < 1 < 2 < float(asked.distance_x[1])
     strange = model.condition(x[:8], y[:8] + 6 * (-1) ** torch.arange(8).unsqueeze(-1), num_samples=256).diagnose()
     assert float(strange.p_value_y) < 0.01 and float(strange.distance_y) > 1 and "unlike what the learned prior" in strange.sentence
     many = model.condition(x.repeat(3, 1), y.repeat(3, 1), num_samples=256).diagnose()

@@ -26,7 +26,6 @@ NAMES = {
     "distance_x": "distance of inputs",
     "distance_y": "distance of outputs",
     "p_value_y": "p-value of outputs",
-    "p_two_sided": "two-sided p-value (made here)",
     "evidence_per_point": "log evidence per point (made here)",
     "sentence": "sentence warns",
 }
@@ -37,7 +36,6 @@ SCALES = {
     "distance_x": "log",
     "distance_y": "log",
     "p_value_y": "log",
-    "p_two_sided": "log",
     "evidence_per_point": "symlog",
 }
 EDGES = {"pareto_k": HEAVY, "distance_x": FAR, "p_value_y": SURPRISING}
@@ -76,7 +74,7 @@ def scatter(records: Records, table: Mapping[str, Any], model: str) -> Figure:
     limit = table["collapse_above"]["joint"]
     fig = _figure(15.0, 8.6)
     axes = fig.subplots(2, 4, sharey=True).ravel()
-    for ax, name in zip(axes, SIGNS, strict=True):
+    for ax, name in zip(axes, SIGNS, strict=False):
         found = {kind: values(record, name) for kind, record in records.items()}
         pooled = np.concatenate(list(found.values()))
         top = float(pooled[np.isfinite(pooled)].max(initial=0.0))
@@ -84,7 +82,9 @@ def scatter(records: Records, table: Mapping[str, Any], model: str) -> Figure:
             colour, marker = STYLES[record["family"]]
             # An infinite Pareto k is drawn at the right edge.
             x = np.where(np.isposinf(found[kind]), top, found[kind])
-            ax.scatter(x, regret(record, inside, "joint"), s=12, c=colour, marker=marker, linewidths=0.6, alpha=0.5, rasterized=True)
+            ax.scatter(
+                x, regret(record, inside, "joint"), s=12, c=colour, marker=marker, linewidths=0.6, alpha=0.5, zorder=1 + (record is inside)
+            )
         ax.set_xscale(SCALES[name], **({"linthresh": 1.0} if SCALES[name] == "symlog" else {}))
         if SCALES[name] == "symlog":
             ax.xaxis.get_major_locator().set_params(numticks=6)
@@ -92,7 +92,7 @@ def scatter(records: Records, table: Mapping[str, Any], model: str) -> Figure:
             ax.axvline(EDGES[name], color=INK, linestyle=":", linewidth=1.3)
         ax.axhline(limit, color=INK, linestyle="--", linewidth=1.0)
         area = pair(table["pooled"]["joint"]["collapse"][name])
-        ax.set_title(f"{NAMES[name]}\narea for a collapse: {area}", fontsize=11, color=INK)
+        ax.set_title(f"{NAMES[name]}\narea: {area}", fontsize=11, color=INK)
         ax.set_xlabel("low is alarming" if SIGNS[name] < 0 else "high is alarming", fontsize=10, color=INK)
         ax.grid(True, color=GRID, linewidth=0.6)
         ax.set_axisbelow(True)
@@ -101,18 +101,21 @@ def scatter(records: Records, table: Mapping[str, Any], model: str) -> Figure:
     axes[0].set_ylim(bottom=lowest - 0.1)
     for ax in axes[::4]:
         ax.set_ylabel("regret, nats per target", fontsize=10, color=INK)
-    _family_legend(fig, list(dict.fromkeys(record["family"] for record in records.values())))
+    _family_legend(axes[-1], list(dict.fromkeys(record["family"] for record in records.values())))
     title = f"The {model} model: what each task loses, against what its diagnostics say"
-    note = "dashed: 95 % of inside tasks lie below; dotted: limits in the sentence"
-    fig.suptitle(f"{title}\n({note})", fontsize=13, color=INK)
+    note = (
+        "area under the ROC curve for a regret above the dashed line, below which 95 % of inside tasks lie; dotted: limits in the sentence"
+    )
+    fig.suptitle(f"{title}\n({note})", fontsize=12, color=INK)
     return fig
 
 
-def _family_legend(fig: Figure, families: list[str]) -> None:
+def _family_legend(ax: Axes, families: list[str]) -> None:
     from matplotlib.lines import Line2D
 
+    ax.set_axis_off()
     handles = [Line2D([], [], linestyle="", color=STYLES[f][0], marker=STYLES[f][1], markersize=8) for f in families]
-    fig.legend(handles, families, loc="outside lower center", ncols=len(families), fontsize=10, frameon=False, labelcolor=INK)
+    ax.legend(handles, families, loc="center", fontsize=12, frameon=False, title="what is changed", title_fontsize=12, labelcolor=INK)
 
 
 def heat(report: Mapping[str, Any]) -> Figure:
@@ -127,7 +130,7 @@ def heat(report: Mapping[str, Any]) -> Figure:
             for j, value in enumerate(line):
                 ink = "white" if abs(value - 0.5) > 0.33 else INK
                 ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color=ink)
-        labels = [f"{kind}  ({row['regret']['joint'][0]:.2g})" for kind, row in rows.items()]
+        labels = [f"{kind}  ({_short(row['regret']['joint'][0])})" for kind, row in rows.items()]
         ax.set_yticks(range(len(rows)), labels, fontsize=9, color=INK)
         ax.set_xticks(range(len(DIAGNOSTICS)), [NAMES[name] for name in DIAGNOSTICS], fontsize=9, color=INK, rotation=35, ha="right")
         ax.set_title(f"the {model} model (in brackets: mean regret, nats per target)", fontsize=11, color=INK)
@@ -137,6 +140,11 @@ def heat(report: Mapping[str, Any]) -> Figure:
     bar.set_label("0.5 tells nothing, 1 warns of every task, 0 warns of the wrong ones", fontsize=10, color=INK)
     fig.suptitle("Area under the ROC curve: is a task outside or inside what the model has learned?", fontsize=13, color=INK)
     return fig
+
+
+def _short(value: float) -> str:
+    """Return about two digits, never as a power of ten."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def examples(model: bnnp.BNNP, home: Home, config: Mapping[str, Any]) -> Figure:
@@ -166,6 +174,6 @@ def _example(ax: Axes, model: bnnp.BNNP, kind: Kind, config: Mapping[str, Any]) 
     ax.plot(task.xc[:, 0], task.yc[:, 0], "o", color=RED, markersize=5, markeredgecolor="white", label="points seen", zorder=5)
     sentence = str(posterior.diagnose(seed=config["seed"]).sentence)
     ax.set_title(kind.name, fontsize=12, color=INK)
-    ax.set_xlabel("\n".join(textwrap.wrap(sentence, 66)), fontsize=9.5, color=RED if warns(sentence) else INK)
+    ax.set_xlabel("\n".join(textwrap.wrap(sentence, 64, break_on_hyphens=False)), fontsize=9.5, color=RED if warns(sentence) else INK)
     ax.grid(True, color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)

@@ -36,8 +36,9 @@ def auc(positive: FloatArray, negative: FloatArray) -> tuple[float, float]:
         Comparing the areas under two or more correlated receiver operating characteristic curves (DeLong, DeLong and Clarke-Pearson, 1988).
 
     Example:
-        >>> auc(np.array([1.0, 3.0]), np.array([0.0, 1.0]))
-        (0.875, 0.17677669529663687)
+        >>> area, error = auc(np.array([1.0, 3.0]), np.array([0.0, 1.0]))
+        >>> area, round(error, 4)
+        (0.875, 0.1768)
     """
     m, n = len(positive), len(negative)
     if min(m, n) < 2:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnnp.trust import HEAVY, SURPRISING
 from experiments.trust.statistics import FloatArray, auc, mean, rank_correlation, share
@@ -29,12 +30,10 @@ SIGNS = {
     "distance_x": 1,
     "distance_y": 1,
     "p_value_y": -1,
-    "p_two_sided": -1,
     "evidence_per_point": -1,
 }
 DIAGNOSTICS = (*SIGNS, "sentence")
 SCORES = ("joint", "marginal")
-SMALLEST_P = 1.0 / 257.0  # p-values are counts of the 256 data sets of the prior and the task itself
 COLLAPSE = 0.95  # quantile of the inside tasks' regret above which a score counts as collapsed
 SEVERE = 0.5  # nats per target: a loss that matters, however near to the oracle a model comes inside
 
@@ -42,22 +41,19 @@ Records = Mapping[str, Mapping[str, Any]]
 
 
 def warns(sentence: str) -> bool:
-    """Say whether a sentence of `Posterior.diagnose` warns against the posterior; a remark on the importance weights alone does not."""
+    """Say whether a sentence of `Posterior.diagnose` warns against the posterior; "Take care" is counted apart."""
     return sentence.startswith("Do not trust")
 
 
 def values(record: Mapping[str, Any], name: str) -> FloatArray:
     """Return one diagnostic of the tasks of a record, as it is; the sentence as 1 where it warns.
 
-    Two are made here from those of `diagnose`: the log evidence per point, and the p-value of outputs too near or too far.
+    The log evidence per point is made here: `diagnose` gives that of all points together.
     """
     if name == "sentence":
         return np.array([float(warns(s)) for s in record["sentence"]])
     if name == "evidence_per_point":
         return np.array(record["log_evidence"], dtype=np.float64) / np.array(record["points"], dtype=np.float64)
-    if name == "p_two_sided":
-        p = np.array(record["p_value_y"], dtype=np.float64)
-        return np.minimum(2.0 * np.minimum(p, 1.0 + SMALLEST_P - p), 1.0)
     return np.array(record[name], dtype=np.float64)
 
 
@@ -113,14 +109,19 @@ def _kind_table(record: Mapping[str, Any], inside: Mapping[str, Any], limits: Ma
         "collapsed": {score: share(lost[score] > limits[score]) for score in SCORES},
         "severe": {score: share(lost[score] > SEVERE) for score in SCORES},
         "warned": share(values(record, "sentence") > 0),
+        "take_care": share(_told_to_take_care(record)),
         "heavy_weights": share(values(record, "pareto_k") > HEAVY),
-        "unlikely_two_sided": share(values(record, "p_two_sided") < SURPRISING),
+        "unlikely_outputs": share(values(record, "p_value_y") < SURPRISING),
         "median": {name: _median(values(record, name)) for name in SIGNS},
         "rank_correlation": {name: rank_correlation(alarm(record, name), lost["joint"]) for name in DIAGNOSTICS},
     }
     if record is not inside:
         found["auc"] = {name: auc(alarm(record, name), alarm(inside, name)) for name in DIAGNOSTICS}
     return found
+
+
+def _told_to_take_care(record: Mapping[str, Any]) -> NDArray[np.bool_]:
+    return np.array([sentence.startswith("Take care") for sentence in record["sentence"]])
 
 
 def _median(x: FloatArray) -> float:
@@ -135,11 +136,17 @@ def _pooled(records: Records, inside: Mapping[str, Any], score: str, limit: floa
     outside = np.concatenate([np.full(len(record["joint"]), record["family"] != "inside") for record in records.values()])
     alarms = {name: np.concatenate([alarm(record, name) for record in records.values()]) for name in DIAGNOSTICS}
     warned = alarms["sentence"] > 0
+    careful = np.concatenate([_told_to_take_care(record) for record in records.values()])
     found: dict[str, Any] = {
         "membership": {name: auc(a[outside], a[~outside]) for name, a in alarms.items()},
         "rank_correlation": {name: rank_correlation(a, lost) for name, a in alarms.items()},
         "rank_correlation_outside": {name: rank_correlation(a[outside], lost[outside]) for name, a in alarms.items()},
-        "sentence": {"inside, warned (false alarms)": share(warned[~outside]), "outside, warned": share(warned[outside])},
+        "sentence": {
+            "inside, warned (false alarms)": share(warned[~outside]),
+            "inside, told to take care": share(careful[~outside]),
+            "outside, warned": share(warned[outside]),
+            "outside, told to take care": share(careful[outside]),
+        },
     }
     for reading, edge in (("collapse", limit), ("severe", SEVERE)):
         bad = lost > edge
@@ -168,6 +175,7 @@ def check_table(by_number: Mapping[str, Records]) -> dict[str, Any]:
             "median_inside": table["kinds"][next(k for k, r in records.items() if r is inside)]["median"],
             "false_alarms": pooled["sentence"]["inside, warned (false alarms)"],
             "warned_outside": pooled["sentence"]["outside, warned"],
+            "take_care_inside": pooled["sentence"]["inside, told to take care"],
             "heavy_weights_inside": share(values(inside, "pareto_k") > HEAVY),
             "regret_inside": mean(regret(inside, inside, "joint")),
         }

@@ -117,6 +117,11 @@ class Posterior:
         return self.model.likelihood
 
     @property
+    def reference(self) -> Reference:
+        """Return where the inputs of meta-training lay."""
+        return self.model.reference
+
+    @property
     def y_dim(self) -> int:
         """Return d_y."""
         return self.model.y_dim

@@ -20,7 +20,7 @@ from bnnp.likelihoods import Likelihood
 from bnnp.linalg import to_compute
 from bnnp.mixtures import crps_gaussian_mixture, mixture_cdf, mixture_moments, mixture_quantile
 from bnnp.particles import Particles
-from bnnp.scaling import Standardiser
+from bnnp.scaling import Reference, Standardiser
 from bnnp.seeds import check_count, seeded
 from bnnp.tasks import Context, make_context
 
@@ -48,6 +48,11 @@ class Source(Protocol):
     @property
     def likelihood(self) -> Likelihood:
         """Return the likelihood."""
+        ...
+
+    @property
+    def reference(self) -> Reference:
+        """Return where the inputs of meta-training lay."""
         ...
 
     def draws(self, n: int, generator: torch.Generator, log_weights: Tensor) -> tuple[Tensor, ...]:
@@ -111,6 +116,15 @@ class Predictive(ABC):
         """Return checked targets, and their y in the network's units and the precision of the factorisations."""
         target = self._targets(yt, mask)
         return target, to_compute(self._posterior.scaling.y(target.y), self._posterior.particles.dtype)
+
+    @property
+    def distance_x(self) -> Tensor:
+        """Return the distance of each input from those of meta-training, with shape (T, M).
+
+        One in a hundred of them exceeded 1; NaN for a model that was not meta-trained. A diagnosis of the posterior looks at its context
+        only: predictions at inputs far away fail whatever it says.
+        """
+        return self._out(self._posterior.reference.distance(self._posterior.scaling.x(self._x)))
 
     @property
     @abstractmethod
