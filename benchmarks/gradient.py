@@ -48,9 +48,8 @@ def main() -> None:
     prior = bnnp.Prior("shared", spread=0.9, input_scale=4.0)
     model = bnnp.BNNP(1, 1, hidden=args.hidden, prior=prior, shared_noise=True, activation="tanh").double()
     full, seconds = gradient(model, batch, 0)
-    print(
-        f"{args.points} points, hidden {args.hidden}, 4 samples; the full gradient has norm {float(full.norm()):.3g} and takes {seconds:.2f} s"
-    )
+    print(f"{args.points} points, hidden {args.hidden}, 4 samples")
+    print(f"full gradient: norm {float(full.norm()):.3g}, {seconds:.2f} s")
     print(f"{'batches':>8} {'exact, s':>9} {'error':>9} {'one batch, s':>13} {'rms error':>10} {'mean error':>11} {'by chance':>10}")
     for count in (2, 5, 20, 100):
         size = math.ceil(args.points / count)
