@@ -128,8 +128,10 @@ def our_work(cell: Cell, batch: int, path: Path) -> Callable[[], object]:
     """Return what one repeat of a cell of ours does; the file of points is at `path` where the cell reads one."""
     # Imported here: the twin's process never loads the package, so its memory and settings stay its own.
     import bnnp
+    from bnnp import networks
     from bnnp.tasks import TaskBatch, collate
 
+    networks.CONTEXT_BYTES = 2**62  # "full" is all points at once, which the package itself would not do with so many
     model = bnnp.BNNP(x_dim=1, y_dim=1, hidden=HIDDEN, last_layer="amortised", **VARIANTS[cell.prior]).double()
     in_batches: dict[str, Any] = {} if cell.how == "full" else {"context_batch_size": batch}
     if cell.what == "step":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import bnnp
 from bnnp import draws, layers, networks
+from bnnp.networks import BNNP
 from bnnp.objectives import OBJECTIVES
 from bnnp.streaming import Reservoir, Slices, Stream
 from bnnp.tasks import Context, TaskBatch, collate
@@ -98,6 +99,22 @@ def test_class_labels_are_streamed_with_one_more_pass() -> None:
     full, streamed = (model.condition(x, y, num_samples=5, context_batch_size=size) for size in (None, 3))
     for ask in (lambda p: p.elbo, lambda p: p.predict(x).mean, lambda p: p.log_importance):
         assert relative_error(ask(streamed), ask(full)) <= 1e-9
+
+
+@LAST
+def test_a_large_context_in_memory_is_worked_through_in_parts_and_kept(last_layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y), more = build(last_layer=last_layer), data((11,))[0], data((3,), seed=4)[0]
+    full, parts, streamed = model.condition(x, y, num_samples=4), [], BNNP.streamed_particles
+
+    def watched(self: BNNP, stream: Stream, *rest: Any, **how: Any) -> Any:
+        parts.append(stream.shape)
+        return streamed(self, stream, *rest, **how)
+
+    monkeypatch.setattr(networks, "CONTEXT_BYTES", 8 * 4 * 6 * 3)
+    monkeypatch.setattr(BNNP, "streamed_particles", watched)
+    same(full, model.condition(x, y, num_samples=4))
+    assert parts == [(4, 11)]
+    same(full.refresh(*more), model.condition(x, y, num_samples=4).refresh(*more))
 
 
 def test_an_empty_context_may_be_streamed() -> None:

@@ -36,6 +36,9 @@ from bnnp.tasks import Context, Task, check_inputs, make_context
 
 __all__ = ["BNNP"]
 
+CONTEXT_BYTES = 2**29
+"""How much the widest layer's features of a context may take before it is conditioned on in parts; the posterior is the same."""
+
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -408,7 +411,14 @@ class BNNP(nn.Module):
             raise TypeError(
                 f"Expected a bnnp.Context, such as bnnp.collate gives. Got {type(context).__name__}. For data: model.condition(x, y)."
             )
-        particles = self.particles(self.scale(context), check_count(num_samples, "num_samples"), self._normal(seed), canonical=True)
+        S, scaled, normal = check_count(num_samples, "num_samples"), self.scale(context), self._normal(seed)
+        widest = max(layer.prior.p for layer in self._layers)
+        size = max(1, CONTEXT_BYTES // (8 * S * max(context.num_tasks, 1) * widest))
+        if context.x.shape[1] > size and not torch.is_grad_enabled():
+            parts = [scaled.rows(i, i + size) for i in range(0, context.x.shape[1], size)]
+            particles = self.streamed_particles(Stream(lambda: parts), S, normal, canonical=True)
+        else:
+            particles = self.particles(scaled, S, normal, canonical=True)
         sample = Reservoir.of(context, REFERENCE_SIZE, seeded(seed, "sample"))
         return self._posterior(particles, context.counts, single, seed, (context,), sample)
 
@@ -446,7 +456,8 @@ class BNNP(nn.Module):
             num_samples: number of particles S.
             seed: of the particles.
             context_batch_size: read the points in batches of this many; xc and yc may then be anything that can be sliced, such as memory
-                maps and variables of netCDF, HDF5 and zarr files.
+                maps and variables of netCDF, HDF5 and zarr files. Where not given, points are in memory, and large contexts are still
+                worked through in parts.
             progress: show a line of progress on standard error while batches are read.
 
         Returns:
