@@ -242,6 +242,13 @@ def wait_to_be_stopped(path: str) -> None:
         raise
 
 
+def lose_an_interrupt(path: str) -> None:
+    try:
+        wait_to_be_stopped(path)
+    except KeyboardInterrupt:
+        wait_to_be_stopped(path)
+
+
 def test_a_worker_works_in_a_process_of_one_thread(tmp_path: Path) -> None:
     with Worker(leave_a_note, str(tmp_path / "note")) as worker:
         worker.wait()
@@ -261,6 +268,15 @@ def test_a_worker_is_stopped_when_the_block_is_left(tmp_path: Path) -> None:
         while worker.running and not (path.exists() and path.read_text()):
             time.sleep(0.05)
     assert not worker.running and path.read_text() == "stopped"
+
+
+@pytest.mark.slow
+def test_an_interrupt_that_was_lost_is_sent_again(tmp_path: Path) -> None:
+    path, start = tmp_path / "state", time.monotonic()
+    with Worker(lose_an_interrupt, str(path)) as worker:
+        while worker.running and not (path.exists() and path.read_text()):
+            time.sleep(0.05)
+    assert not worker.running and path.read_text() == "stopped" and time.monotonic() - start < 40
 
 
 def test_what_is_missing_is_named_before_the_work() -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ sys.path[:] = job["path"]
 from bnnp.demos.common import serve
 serve(job)
 """
+STOP_AGAIN_SECONDS = 8.0
 STOP_SECONDS = 60.0  # a worker that is told to stop writes a checkpoint first
 
 
@@ -259,7 +261,10 @@ def _follow_parent() -> None:
     """Interrupt this process as Ctrl-C would when its standard input closes."""
     # Not through sys.stdin: a thread that holds its lock when the process ends is a fatal error.
     os.read(0, 1)
-    _thread.interrupt_main()
+    while True:
+        _thread.interrupt_main()
+        # An interrupt is lost where it falls into a destructor or a callback, so one that had no effect is sent again.
+        time.sleep(STOP_AGAIN_SECONDS)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, FloatArray]) -> None:
