@@ -58,8 +58,8 @@ class Maps:
         return tasks
 
     def streams(self, count: int, points: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-        """Return `count` test hours, evenly apart, each at its own random places in random order."""
-        apart = torch.arange(count) * len(self.test) // count
+        """Return `count` test hours from the first to the last, evenly apart, each at its own random places in random order."""
+        apart = torch.arange(count) * (len(self.test) - 1) // max(count - 1, 1)
         return self.subsets(self.test[apart], 1, points, seed)
 
     def climatology(self, x: Tensor, y: Tensor) -> list[float]:

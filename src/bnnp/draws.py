@@ -110,8 +110,10 @@ def _pieces(factor: Factor, of: Sites | PointSum, batch: int, N: int) -> list[tu
 def _draw(q: Conditional, z: Tensor, kl: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw once for each of S conditionals, or S times from one; with KL(q || p) and log q - log p."""
     once = q.m.shape[0] == 1
-    eps = q.draw(z.unsqueeze(1)) if once else q.draw(z)
-    ratio = q.log_ratio(eps)
+    z = z.unsqueeze(1) if once else z
+    eps = q.draw(z)
+    # In weight space R^T (eps - m) = z, which spares a product.
+    ratio = 0.5 * (q.log_det - z.square().sum((-2, -1)) + eps.square().sum((-2, -1))) if q.B is None else q.log_ratio(eps)
     return (eps.squeeze(1), q.kl if kl is None else kl, ratio.squeeze(1)) if once else (eps, q.kl if kl is None else kl, ratio)
 
 
