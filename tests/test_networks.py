@@ -203,16 +203,21 @@ def test_the_collapsed_last_layer_is_what_sampling_it_gives_on_average(last_laye
     assert abs(float(lik.mean() - (posterior.elbo + posterior.kl))) < 5 * float(lik.std()) / math.sqrt(S * draws)
 
 
+def exact_of_tiny(model: BNNP, x: Tensor, y: Tensor, xt: Tensor, activation: str) -> dict[str, Tensor]:
+    """Answers by quadrature for a network with one hidden unit."""
+    first, last = model.prior
+    return scenarios.tiny_network_evidence(
+        x, y, xt, first.mean[0].detach(), first.covariance()[0].diagonal().sqrt().detach(), last.mean[0].detach(),
+        last.covariance()[0].detach(), float(model.likelihood.noise_std.detach()), activation, nodes=401,  # type: ignore[operator, union-attr]
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @LAST
 def test_the_bound_stays_below_the_evidence(activation: str, last_layer: str) -> None:
     model = BNNP(1, 1, hidden=(1,), prior="diagonal", activation=activation, last_layer=last_layer, seed=3).double()
     x, y = scenarios.random_task(6, 1, 1, torch.Generator().manual_seed(0))
-    first, last = model.prior
-    exact = scenarios.tiny_network_evidence(
-        x, y, x, first.mean[0].detach(), first.covariance()[0].diagonal().sqrt().detach(), last.mean[0].detach(),
-        last.covariance()[0].detach(), float(model.likelihood.noise_std.detach()), activation, nodes=401,  # type: ignore[operator, union-attr]
-    )  # fmt: skip
+    exact = exact_of_tiny(model, x, y, x, activation)
     posterior = model.condition(x, y, num_samples=20_000)
     particles = posterior.particles
     assert particles.last is not None

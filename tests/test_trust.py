@@ -11,10 +11,11 @@ import torch
 import bnnp
 import reference
 import scenarios
+from bnnp import trust
 from bnnp.networks import BNNP
-from bnnp.tasks import collate
+from bnnp.tasks import Context, collate
 from laws import INSTANCES, randn, random_layer, relative_error
-from test_networks import build, data
+from test_networks import build, data, exact_of_tiny
 
 LAWS = pytest.mark.parametrize("kind, shared", INSTANCES, ids=lambda value: str(value))
 LAST = pytest.mark.parametrize("last_layer", ["exact", "amortised"])
@@ -54,11 +55,7 @@ def test_importance_weighted_evidence_is_the_evidence(activation: str, last_laye
     """Against quadrature over the weights of a network with one hidden unit."""
     model = tiny(activation, last_layer)
     x, y = scenarios.random_task(6, 1, 1, torch.Generator().manual_seed(0))
-    first, last = model.prior
-    exact = scenarios.tiny_network_evidence(
-        x, y, x, first.mean[0].detach(), first.covariance()[0].diagonal().sqrt().detach(), last.mean[0].detach(),
-        last.covariance()[0].detach(), float(model.likelihood.noise_std.detach()), activation, nodes=401,  # type: ignore[operator, union-attr]
-    )  # fmt: skip
+    exact = exact_of_tiny(model, x, y, x, activation)
     posterior = model.condition(x, y, num_samples=100_000)
     d = posterior.diagnose()
     assert abs(float(d.log_evidence - exact["log_evidence"])) < 5 * float(d.log_evidence_se) + 1e-3
@@ -86,11 +83,7 @@ def test_reweighted_predictions_come_closer_to_the_exact_posterior() -> None:
     model = tiny("tanh", "exact")
     x, y = scenarios.random_task(6, 1, 1, torch.Generator().manual_seed(0))
     grid = torch.linspace(-2, 2, 5, dtype=torch.float64).unsqueeze(-1)
-    first, last = model.prior
-    exact = scenarios.tiny_network_evidence(
-        x, y, grid, first.mean[0].detach(), first.covariance()[0].diagonal().sqrt().detach(), last.mean[0].detach(),
-        last.covariance()[0].detach(), float(model.likelihood.noise_std.detach()), "tanh", nodes=401,  # type: ignore[operator, union-attr]
-    )  # fmt: skip
+    exact = exact_of_tiny(model, x, y, grid, "tanh")
     posterior = model.condition(x, y, num_samples=50_000)
     plain, weighted = (posterior.predict(grid, reweight=how).mean[:, 0] for how in (False, True))
     off, on = (float((mean - exact["mean"]).abs().max()) for mean in (plain, weighted))
@@ -226,3 +219,6 @@ def test_calibration_ranks_are_independent_between_repetitions() -> None:
     model = BNNP(1, 1, hidden=(), prior="per_unit").double()
     result = bnnp.sbc(model, x=[[0.0], [1.0]], repetitions=60, num_samples=9, batch_size=60)
     assert len(result.ranks["f at input 1"].unique()) >= 8
+    same = Context(torch.zeros(2, 3, 1).double(), torch.ones(2, 3, 1).double(), torch.ones(2, 3, dtype=torch.bool))
+    (drawn,) = trust._posterior_draws(model, same, 9, torch.Generator().manual_seed(0))
+    assert float((drawn[:, 0] - drawn[:, 1]).detach().abs().min()) > 0.0

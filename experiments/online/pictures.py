@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnnp.plots import DPI, GREEN, GRID, INK, LABEL, ORANGE, PURPLE, RED, SKY, TICK, TITLE
+from bnnp.plots import DPI, GREEN, INK, ORANGE, PURPLE, RED, SKY, TICK, TITLE, dress
 from experiments.online.streams import BLOCK, EVERY, WAYS
 
 if TYPE_CHECKING:
@@ -75,15 +75,15 @@ def study(results: dict[str, Any], name: str, stream: dict[str, int]) -> Figure:
         ways = {key: s for key, s in result["ways"].items() if s["tasks"] > 1 or len(result["ways"]) == 1}
         ways = ways or result["ways"]
         _scores(scores, ways, result["reference"], stream["context"])
-        _dress(scores, NAMES[order], "", "log density of the\nnext point, running mean")
+        dress(scores, NAMES[order], "", "log density of the\nnext point, running mean")
         for key, s in ways.items():
             _line(gaps, s["total_gap_curve"], key, stream["context"], 1)
             _line(sizes, s["ess_curve"], key, stream["context"], 1)
-        _dress(gaps, "", "", f"nats gained so far on\nafresh at every {EVERY}th point")
+        dress(gaps, "", "", f"nats gained so far on\nafresh at every {EVERY}th point")
         sizes.set_yscale("log", base=2)
         sizes.set_ylim(0.9, 1.3 * stream["particles"])
         sizes.set_yticks([1, 4, 16, 64], ["1", "4", "16", "64"])
-        _dress(sizes, "", "points seen", f"effective sample size\n(of {stream['particles']} particles)")
+        dress(sizes, "", "points seen", f"effective sample size\n(of {stream['particles']} particles)")
         _costs(costs, result["ways"])
     named = {name: handle for ax in (axes[0, 0], axes[3, 0]) for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(list(named.values()), list(named), loc="outside lower center", ncols=2, fontsize=TICK, frameon=False, labelcolor=INK)
@@ -146,16 +146,4 @@ def _costs(ax: Axes, ways: dict[str, Any]) -> None:
     ax.set_xticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
     ax.minorticks_off()
     ax.axhline(0.0, color=INK, linewidth=0.8)
-    _dress(ax, "", "milliseconds to take in a point (mean)", f"nats per point gained on\nafresh at every {EVERY}th point")
-
-
-def _dress(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    """Give an axis its words, sizes and a light grid."""
-    ax.set_title(title, fontsize=TITLE - 1, color=INK)
-    ax.set_xlabel(xlabel, fontsize=LABEL, color=INK)
-    ax.set_ylabel(ylabel, fontsize=LABEL, color=INK)
-    ax.tick_params(labelsize=TICK, colors=INK)
-    ax.grid(True, color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-    for side, spine in ax.spines.items():
-        spine.set(visible=side in ("left", "bottom"), color=INK)
+    dress(ax, "", "milliseconds to take in a point (mean)", f"nats per point gained on\nafresh at every {EVERY}th point")

@@ -25,7 +25,7 @@ from bnnp.draws import CANONICAL_RANK, Normal, draw_from_sums
 from bnnp.layers import ACTIVATIONS, AmortisedLinear
 from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood, noise_of
 from bnnp.linalg import compute_device, to_compute
-from bnnp.particles import Architecture, Particles
+from bnnp.particles import Architecture, Particles, drawn_log_lik
 from bnnp.posterior import Posterior
 from bnnp.priors import Factor, NetworkPrior, Prior
 from bnnp.progress import ProgressLine
@@ -333,9 +333,7 @@ class BNNP(nn.Module):
             particles = Particles(self.architecture, weights, drawn.kl, output, None, None, dtype, drawn.ratio, None, redraw)
 
         def log_lik(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            f = to_compute(self.architecture.hidden(points.x, weights), self.factor_dtype)
-            each = self.likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)
-            return (each.sum(-1),)
+            return (drawn_log_lik(self.architecture, self.likelihood, weights, points, self.factor_dtype),)
 
         return dataclasses.replace(particles, log_lik=stream.sum(log_lik, particles.weights, learned(self.likelihood))[0])
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from bnnp.conjugate import Conditional, Sites, SiteSum, site_sum
 from bnnp.layers import ACTIVATIONS, AmortisedLinear, features
+from bnnp.likelihoods import Likelihood
 from bnnp.linalg import to_compute
 from bnnp.tasks import Context
 
-__all__ = ["Architecture", "Particles"]
+__all__ = ["Architecture", "Particles", "drawn_log_lik"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Architecture:
             H = self.layer_input(H, i) @ W.mT
             H = H if skip is None else H + skip
         return H
+
+
+def drawn_log_lik(
+    architecture: Architecture, likelihood: Likelihood, weights: tuple[Tensor, ...], points: Context, dtype: torch.dtype
+) -> Tensor:
+    """Return log p(points | f) of networks all of whose layers were drawn, with shape (S, T); points in the network's units."""
+    f = to_compute(architecture.hidden(points.x, weights), dtype)
+    return (likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ __all__ = [
     "calibration",
     "coherent_completions",
     "completions",
+    "dress",
     "functions_1d",
     "learning_curve",
     "prior_images",
@@ -133,7 +134,7 @@ def learning_curve(
         low, high = float(np.quantile(values, 0.03)), float(values.max())
         pad = 0.12 * (high - low) or 1.0
         ax.set_ylim(low - pad, high + pad)
-    _dress(ax, title, "training step", label)
+    dress(ax, title, "training step", label)
     handles, names = ax.get_legend_handles_labels()
     if handles:
         ax.legend(handles, names, loc="lower right", fontsize=TICK, facecolor="white", edgecolor=GRID, labelcolor=INK)
@@ -162,7 +163,7 @@ def functions_1d(
     for i, panel in enumerate(panels):
         ax = fig.add_subplot(rows, columns, i + 1)
         _draw_panel(ax, panel, interval)
-        _dress(ax, panel["title"], xlabel if i + columns >= len(panels) else "", ylabel if i % columns == 0 else "")
+        dress(ax, panel["title"], xlabel if i + columns >= len(panels) else "", ylabel if i % columns == 0 else "")
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     if entries:
@@ -323,8 +324,8 @@ def calibration(
     right.set_xticks(range(len(levels)), [f"{100 * level:g} % interval" for level in levels])
     right.set_ylim(0.0, 1.02)
     left.set_aspect("equal")
-    _dress(left, "All quantiles", "predicted probability of a lower value", "share of true values below")
-    _dress(right, "Central intervals (dashed: stated level)", "", "share of true values inside")
+    dress(left, "All quantiles", "predicted probability of a lower value", "share of true values below")
+    dress(right, "Central intervals (dashed: stated level)", "", "share of true values inside")
     right.grid(False, axis="x")
     handles, names = left.get_legend_handles_labels()
     _legend_below(fig, handles, names, columns=4)
@@ -378,7 +379,7 @@ def rank_ecdf(
         p = p_values[name]
         says = f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
         xlabel = "rank of the true value\n(0: below all draws, 1: above)" if i + columns >= len(ranks) else ""
-        _dress(ax, f"{name}\n{says}", xlabel, "share ranked no higher,\nless the expected share" if i % columns == 0 else "")
+        dress(ax, f"{name}\n{says}", xlabel, "share ranked no higher,\nless the expected share" if i % columns == 0 else "")
         ax.tick_params(labelbottom=True)
         ax.grid(False)
     for ax in axes[len(ranks) :]:
@@ -421,7 +422,7 @@ def scores_bar(
     ax.axhline(0.0, color=INK, linewidth=1.0)
     ax.margins(y=0.12)
     ax.set_xticks(range(len(conditions)), conditions)
-    _dress(ax, title, zero or "", label)
+    dress(ax, title, zero or "", label)
     ax.grid(False, axis="x")
     handles, names = ax.get_legend_handles_labels()
     _legend_below(fig, handles, names, columns=4)
@@ -511,7 +512,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def _dress(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
+def dress(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
     """Give an axis its words, sizes and a light grid."""
     ax.set_facecolor("white")
     ax.set_title(title, fontsize=TITLE - 1, color=INK)

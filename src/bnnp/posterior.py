@@ -19,7 +19,7 @@ from torch import Tensor
 from bnnp.importance import effective_sample_size, log_mean_exp, normalise, psis, systematic
 from bnnp.likelihoods import Likelihood, noise_of
 from bnnp.linalg import to_compute
-from bnnp.particles import Particles
+from bnnp.particles import Particles, drawn_log_lik
 from bnnp.predictive import GaussianPredictive, Predictive, SampledPredictive
 from bnnp.scaling import REFERENCE_SIZE, Reference, Standardiser
 from bnnp.seeds import check_count, seeded
@@ -241,8 +241,7 @@ class Posterior:
 
     def _log_lik(self, particles: Particles, points: Context) -> Tensor:
         """Return log p(points | f) of drawn networks with shape (S, T); points in the network's units."""
-        f = to_compute(particles.outputs(points.x), particles.dtype)
-        return (self.likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)).sum(-1)
+        return drawn_log_lik(particles.architecture, self.likelihood, particles.weights, points, particles.dtype)
 
     def _scored(self) -> Particles:
         """Return the particles with the likelihood of what they have seen, where they do not carry it."""
