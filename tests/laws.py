@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnnp.conjugate import Sites
-from bnnp.priors import PRIORS, LayerPrior
+from bnnp.factors import Sites
+from bnnp.priors import PLAIN
+from bnnp.structures import LayerPrior
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Layer:
     @property
     def factors(self) -> list[Tensor]:
         """Dense L (p, k) of each unit."""
-        return list(self.prior.dense_factor())
+        return unit_factors(self.prior)
 
     @property
     def prec(self) -> Tensor:
@@ -37,7 +38,7 @@ class Layer:
 
 
 # Every prior, with one noise for each point and unit, or one for each point.
-INSTANCES = [(kind, shared) for kind in PRIORS for shared in (False, True)]
+INSTANCES = [(kind, shared) for kind in PLAIN for shared in (False, True)]
 
 
 def randn(*shape: int, generator: torch.Generator) -> Tensor:
@@ -45,9 +46,16 @@ def randn(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+def unit_factors(prior: LayerPrior) -> list[Tensor]:
+    """Dense L (p, k) of each unit of a layer whose units are independent."""
+    factor = prior.given().core
+    L = factor.project(torch.eye(prior.p, dtype=torch.float64)).transpose(0, 1)
+    return list(L.expand(prior.d_out, -1, -1))
+
+
 def random_prior(kind: str, d_in: int, d: int, generator: torch.Generator) -> LayerPrior:
     """Build a prior with no parameter at its start."""
-    prior = PRIORS[kind](d_in, d).double()
+    prior = PLAIN[kind](d_in, d).double()
     for parameter in prior.parameters():
         parameter.data += 0.5 * randn(*parameter.shape, generator=generator)
     return prior

@@ -20,7 +20,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "bnnp"
 
 # What the core stands on: numerics and small helpers that know nothing of networks, priors or posteriors.
-BASE = ["seeds", "progress", "importance", "mixtures"]
+BASE = ["seeds", "progress", "importance", "mixtures", "tails"]
 # A core module imports only from those before it.
 CORE = [
     *BASE,
@@ -28,6 +28,8 @@ CORE = [
     "tasks",
     "scaling",
     "likelihoods",
+    "factors",
+    "structures",
     "priors",
     "conjugate",
     "draws",

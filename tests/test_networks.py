@@ -15,7 +15,7 @@ import scenarios
 from bnnp.networks import BNNP
 from bnnp.seeds import seeded
 from bnnp.tasks import Context, collate
-from laws import INSTANCES, randn, relative_error
+from laws import INSTANCES, randn, relative_error, unit_factors
 
 LAWS = pytest.mark.parametrize("kind, shared", INSTANCES, ids=lambda value: str(value))
 LAST = pytest.mark.parametrize("last_layer", ["exact", "amortised"])
@@ -114,11 +114,11 @@ def test_an_empty_context_gives_the_prior_exactly(kind: str, shared: bool) -> No
     assert float(empty.kl) == 0.0 and float(empty.elbo) == 0.0
     last = empty.particles.last
     assert last is not None and float(last.mean.abs().max()) == 0.0
-    torch.testing.assert_close(last.covariance, torch.eye(5, dtype=torch.float64).expand_as(last.covariance))
+    torch.testing.assert_close(last.covariance, torch.eye(last.covariance.shape[-1], dtype=torch.float64).expand_as(last.covariance))
     g = seeded(0, "particles")
     for layer, W in zip(model.prior.layers, empty.particles.weights, strict=False):
-        eps = randn(4, 1, layer.d_out, layer.p, generator=g)
-        torch.testing.assert_close(W, layer.rsample(eps))
+        eps = randn(4, 1, layer.d_out, layer.rank, generator=g)
+        torch.testing.assert_close(W, layer.given().weights(eps))
 
 
 def one_layer(kind: str, shared: bool, noise: float = 0.3) -> BNNP:
@@ -161,7 +161,7 @@ def test_the_posterior_equals_the_slow_twin_given_its_hidden_weights(
     context = model.scale(Context(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool)))
     sites = [[part[0].detach() for part in model._sites(layer, context)] for layer in model._layers]
     sites = [[pseudo, root.expand(pseudo.shape).square()] for pseudo, root in sites]
-    priors = [(layer.mean.detach(), list(layer.dense_factor().detach())) for layer in model.prior]
+    priors = [(layer.mean.detach(), [L.detach() for L in unit_factors(layer)]) for layer in model.prior]
     noise = model.likelihood.noise_std.detach()  # type: ignore[operator, union-attr]
     task = (context.x[0], context.y[0], s.x(xt), s.y(yt))
     want = reference.collapsed(*task, weights, priors[-1], sites[-1][1], noise, S, "tanh", residual)

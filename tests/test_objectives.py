@@ -13,7 +13,7 @@ import reference
 from bnnp.objectives import OBJECTIVES, training_noise
 from bnnp.streaming import Stream
 from bnnp.tasks import TaskBatch, collate, make_context
-from laws import INSTANCES, relative_error
+from laws import INSTANCES, relative_error, unit_factors
 from test_networks import build, data, padded
 
 LAWS = pytest.mark.parametrize("kind, shared", INSTANCES, ids=lambda value: str(value))
@@ -44,7 +44,7 @@ def pieces(model: bnnp.BNNP, points: bnnp.Context, t: int) -> tuple[Tensor, Tens
 def test_objectives_are_their_definitions_given_the_drawn_weights(kind: str, shared: bool, last_layer: str, residual: bool) -> None:
     model, data_batch = build(kind, shared, last_layer, hidden=(4, 2), residual=residual), batch()
     noise = model.likelihood.noise_std.detach()  # type: ignore[operator, union-attr]
-    priors = [(layer.mean.detach(), list(layer.dense_factor().detach())) for layer in model.prior]
+    priors = [(layer.mean.detach(), [L.detach() for L in unit_factors(layer)]) for layer in model.prior]
     volume = float(model.scaling.y_scale.log().sum())
     with torch.no_grad():
         particles = model.particles(model.scale(data_batch.context), S, training_noise(model, generator()))

@@ -137,13 +137,14 @@ class _Pass:
     def _observed(self, particles: Particles, target: Context) -> PointSum:
         """Return the sums over targets as observations of the last layer with the likelihood's own noise."""
 
-        def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            model = self.model
-            noise = dataclasses.replace(particles, weights=weights, noise_std=getattr(model.likelihood, "noise_std", None))
-            return point_sum(*noise.observations(points.x, points.y, points.mask)).tensors
+        drawn = len(particles.weights)
 
-        parameters = learned(self.model.likelihood, particles.output.prior)
-        return PointSum(*self.stream(target, self.target_batch_size).sum(part, particles.weights, parameters))
+        def part(points: Context, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            here = dataclasses.replace(particles, weights=tensors[:drawn], given=particles.given.rebuild(*tensors[drawn:]))
+            return point_sum(*here.observations(points.x, points.y, points.mask)).tensors
+
+        tensors = (*particles.weights, *particles.given.tensors)
+        return PointSum(*self.stream(target, self.target_batch_size).sum(part, tensors, learned(self.model.likelihood)))
 
     def volume(self, points: Context) -> Tensor:
         """Return what log-densities of these points lose on the way back to the user's units, with shape (T,)."""
@@ -152,12 +153,13 @@ class _Pass:
 
     def elbo(self, particles: Particles, context: Context, beta: float) -> Tensor:
         """Return ELL - beta KL of a scaled context, in the user's units, with shape (T,)."""
-        return self.scored(particles, context).elbo(beta).mean(0) - self.volume(context)
+        scored = self.scored(particles, context)
+        return scored.mean(scored.elbo(beta)) - self.volume(context)
 
     def log_predictive(self, particles: Particles, target: Context) -> Tensor:
         """Return PPL of a scaled target, in the user's units, with shape (T,)."""
         each = self.target_log_lik(particles, target)
-        return each.logsumexp(0) - math.log(particles.num_samples) - self.volume(target)
+        return particles.log_mean_exp(each) - self.volume(target)
 
 
 def avi(
