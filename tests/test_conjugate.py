@@ -105,10 +105,10 @@ def normal(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
 def plain_draw(layer: Layer, S: int, seed: int) -> tuple[Tensor, Tensor]:
     """eps = M^{-1} (B^T (r - z') + eps_0) for N < k, else m + R^{-T} z; densely, unit by unit, in the order in which noise is asked for."""
     source = normal(seed)
-    Sa, T, N, p = layer.A.shape
-    d = layer.y.shape[-1]
-    eps_0 = source((S, T, d, p))
-    z = source((S, T, N, d)) if N < p else torch.zeros(S, T, N, d)
+    Sa, T, N, _ = layer.A.shape
+    d, k = layer.y.shape[-1], layer.prior.rank
+    eps_0 = source((S, T, d, k))
+    z = source((S, T, N, d)) if N < k else torch.zeros(S, T, N, d)
     found = torch.zeros_like(eps_0)
     for s in range(S):
         for t in range(T):
@@ -117,8 +117,8 @@ def plain_draw(layer: Layer, S: int, seed: int) -> tuple[Tensor, Tensor]:
                 root = layer.root_prec[t].expand(N, d)[:, u]
                 B = root[:, None] * (A @ layer.factors[u])
                 r = root * (layer.y[t, :, u] - A @ layer.prior.mean[u])
-                M = torch.eye(p, dtype=torch.float64) + B.T @ B
-                noise = eps_0[s, t, u] if N < p else torch.linalg.cholesky(M) @ eps_0[s, t, u]
+                M = torch.eye(k, dtype=torch.float64) + B.T @ B
+                noise = eps_0[s, t, u] if N < k else torch.linalg.cholesky(M) @ eps_0[s, t, u]
                 found[s, t, u] = torch.linalg.solve(M, B.T @ (r - z[s, t, :, u]) + noise)
     return found, dense(layer)["kl"]
 
@@ -260,7 +260,7 @@ def test_shared_prior_is_per_unit_with_equal_factors_and_diagonal_is_per_unit_wi
 def test_the_prior_starts_at_the_fan_in_scale(kind: type[PerUnit], scaled: bool, spread: float) -> None:
     prior = kind(4, 2000, scaled).double()
     if spread:
-        prior.spread(spread, torch.Generator().manual_seed(0))
+        prior.start(spread, torch.Generator().manual_seed(0))
     unit = 1 / 5 if scaled else 1.0
     want = (1 - spread) * unit * torch.eye(5, dtype=torch.float64)
     torch.testing.assert_close(prior.covariance()[0], want)

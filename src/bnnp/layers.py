@@ -21,7 +21,7 @@ from bnnp.draws import CANONICAL_RANK, Normal, draw_canonical, draw_fused
 from bnnp.factors import Factor, Given, Sites
 from bnnp.priors import HeavyTailed
 from bnnp.structures import LayerPrior
-from bnnp.tails import cell_middles, draw_level, log_scale
+from bnnp.tails import cell_middles, draw_level, log_mass, log_scale
 
 __all__ = ["ACTIVATIONS", "MAX_PRECISION", "AmortisedLinear", "LayerDraw", "ScaleDraw", "features", "mlp"]
 
@@ -219,12 +219,13 @@ class AmortisedLinear(nn.Module):
         """
         if not isinstance(self.prior, HeavyTailed):
             return None
-        roots = [float((0.5 * log_scale(z, self.prior.dof)).exp()) for z in cell_middles(self.prior.CELLS)]
+        roots = [float((0.5 * log_scale(z, self.prior.dof)).exp()) for z in cell_middles()]
         evidence = torch.stack([log_z(root) for root in roots], dim=-1)
-        share = evidence.log_softmax(-1)
+        mass = log_mass(evidence)
+        share = (evidence + mass).log_softmax(-1)
         u = torch.special.ndtr(normal((num_samples, evidence.shape[-2])).to(share))
         z, ratio = draw_level(share, u)
-        kl = (share.exp() * (share + math.log(len(roots)))).sum(-1)
+        kl = (share.exp() * (share - mass)).sum(-1)
         return ScaleDraw((0.5 * log_scale(z, self.prior.dof)).exp(), kl, ratio, share)
 
     def draw_scales(self, core: Factor, both: Sequence[SiteSum], num_samples: int, normal: Normal) -> tuple[ScaleDraw | None, Tensor]:
@@ -246,5 +247,6 @@ class AmortisedLinear(nn.Module):
         scale = self.draw_scale(noted, num_samples, normal)
         if scale is None:
             return None, torch.zeros(())
-        before = torch.stack(roots, dim=-1).log_softmax(-1)
+        earlier = torch.stack(roots, dim=-1)
+        before = (earlier + log_mass(earlier)).log_softmax(-1)
         return scale, (scale.log_share.exp() * (scale.log_share - before)).sum(-1)

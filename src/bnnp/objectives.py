@@ -23,10 +23,11 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from bnnp.chain import learned
 from bnnp.conjugate import PointSum, point_sum
 from bnnp.draws import Normal
 from bnnp.linalg import compute_device, to_compute
-from bnnp.networks import BNNP, learned
+from bnnp.networks import BNNP
 from bnnp.particles import Particles, drawn_log_lik
 from bnnp.seeds import check_count
 from bnnp.streaming import Stream
@@ -214,7 +215,7 @@ def npvi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gener
     with_data = _Pass(model, num_samples, generator, **batches)
     context, target = model.scale(batch.context), model.scale(batch.target)
     streams = with_data.stream(context, with_data.context_batch_size), with_data.stream(target, with_data.target_batch_size)
-    particles, kl = model.paired_particles(*streams, num_samples, training_noise(model, generator))
+    particles, kl = model.chain.paired_particles(*streams, num_samples, training_noise(model, generator))
     return with_data.done(with_data.expected_log_lik(particles, target).mean(0) - kl.mean(0) - with_data.volume(target))
 
 

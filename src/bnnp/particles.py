@@ -319,7 +319,7 @@ def joined(parts: Sequence[Particles], log_share: Tensor) -> Particles:
     log_share = log_share.to(parts[0].drawn_kl)
     bounds = torch.stack([part.elbo().mean(0) for part in parts])  # (K, T)
     responsible = (log_share.unsqueeze(-1) + bounds).log_softmax(0)
-    log_fraction = (counts / S).to(log_share).log()
+    log_fraction = (counts.double() / S).log().to(log_share)
 
     def cat(pieces: Sequence[Tensor]) -> Tensor:
         whole = torch.cat([t.expand(part.num_samples, *t.shape[1:]) for t, part in zip(pieces, parts, strict=True)])

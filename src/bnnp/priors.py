@@ -129,10 +129,8 @@ class HeavyTailed(LayerPrior):
     """Hold weights that are Gaussian given one random scale of the layer: Student-t together, W = mean + tau^(1/2) L eps.
 
     tau ~ InverseGamma(dof / 2, dof / 2 - 1), so E[tau] = 1 and the covariance is L L^T. The scale's posterior is computed for each particle
-    from the evidence of the layer's pseudo-observations at 8 quantiles of its prior, so conditioning costs nine times as much.
+    from the evidence of the layer's pseudo-observations at 8 values of it, so conditioning costs nine times as much.
     """
-
-    CELLS = 8
 
     def __init__(
         self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0, of: str = "shared", dof: float = 4.0, **options: Any
