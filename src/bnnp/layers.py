@@ -99,22 +99,23 @@ class AmortisedLinear(nn.Module):
         outputs = (0 if true_targets else d_out) + (1 if shared_noise else d_out)
         self.net = None if net is None else mlp((*net, outputs), activation)
 
-    def pseudo_observations(self, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def pseudo_observations(self, x: Tensor, y: Tensor, mask: Tensor, embedded: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return y~ with shape (*T, N, d_out) and the square roots of the precisions, 0 where masked.
 
         Arguments:
             x: inputs with shape (*T, N, d_x), in the network's units.
             y: outputs with shape (*T, N, d_y), in the network's units.
-            mask: True = observed, with shape (*T, N).
+            mask: True = observed, with shape (*T, N), or (*T, N, d_out) for each pseudo-observation.
+            embedded: what the inference network sees of the outputs, where that is not y.
         """
         if self.net is None:
             raise ValueError("Expected a layer with an inference network. Got one without: its noise is the likelihood's own.")
-        out = self.net(torch.cat([x, y], dim=-1))
+        out = self.net(torch.cat([x, y if embedded is None else embedded], dim=-1))
         start = 0 if self.true_targets else self.d_out
         pseudo_y = y if self.true_targets else out[..., :start]
         # log(sigma^2 + 1e-6), with a gradient that stays finite however far raw strays.
         log_variance = torch.logaddexp(2.0 * (out[..., start:] - 2.0), out.new_tensor(-math.log(MAX_PRECISION)))
-        return pseudo_y, mask.unsqueeze(-1) * (-0.5 * log_variance).exp()
+        return pseudo_y, (mask if mask.ndim == x.ndim else mask.unsqueeze(-1)) * (-0.5 * log_variance).exp()
 
     def in_weight_space(self, num_points: int, once: bool, canonical: bool) -> bool:
         """Tell whether a draw given so many points is made in weight space, where it is a function of sums over points.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bnnp.conjugate import Conditional, PointSum, Sites, SiteSum, condition, point_sum, site_sum
 from bnnp.draws import CANONICAL_RANK, Normal, draw_from_sums
 from bnnp.layers import ACTIVATIONS, AmortisedLinear
-from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood, noise_of
+from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood, MultivariateGaussian, noise_of
 from bnnp.linalg import compute_device, to_compute
 from bnnp.particles import Architecture, Particles, drawn_log_lik
 from bnnp.posterior import Posterior
@@ -52,13 +52,14 @@ class BNNP(nn.Module):
         y_dim: number of output columns d_y.
         hidden: widths of the hidden layers; () is a linear model.
         prior: "diagonal", "per_unit", "shared", or a `Prior` that also says what is learned.
-        likelihood: `Gaussian()` or `Bernoulli()`.
+        likelihood: `Gaussian()` where not given; see `bnnp.likelihoods`.
         activation: "relu", "tanh", "silu", "gelu" or "sine".
         residual: add a layer's input to its output where the widths agree.
         last_layer: "exact": with a Gaussian likelihood the last layer is Bayesian linear regression with the likelihood's own
             noise; "amortised": its noise is inferred for each point, as in the paper. Other likelihoods take no notice.
         shared_noise: one pseudo-noise for each point, shared by the units of a layer. With the "shared" prior this leaves one
             factorisation per layer, task and sample.
+        missing_outputs: contexts may have points of which some outputs were not observed: the inference networks are told which.
         net_hidden: hidden widths of the inference networks; those of the network where not given.
         factor_dtype: precision of the factorisations, "float64" or "float32".
         seed: of the initial inference networks.
@@ -83,47 +84,50 @@ class BNNP(nn.Module):
         residual: bool = False,
         last_layer: str = "exact",
         shared_noise: bool = False,
+        missing_outputs: bool = False,
         net_hidden: Sequence[int] | None = None,
         factor_dtype: str = "float64",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        widths = (check_count(x_dim, "x_dim"), *_widths(hidden, "hidden"), check_count(y_dim, "y_dim"))
-        net_hidden = _widths(net_hidden, "net_hidden") if net_hidden is not None else (widths[1:-1] or (64, 64))
+        x_dim, y_dim, hidden = check_count(x_dim, "x_dim"), check_count(y_dim, "y_dim"), _widths(hidden, "hidden")
+        net_hidden = _widths(net_hidden, "net_hidden") if net_hidden is not None else (hidden or (64, 64))
+        missing_outputs = _flag(missing_outputs, "missing_outputs")
         residual, shared_noise = _flag(residual, "residual"), _flag(shared_noise, "shared_noise")
         _choose(activation, ACTIVATIONS, "activation")
         _choose(last_layer, ("exact", "amortised"), "last_layer")
         _choose(factor_dtype, DTYPES, "factor_dtype")
-        likelihood = Gaussian() if likelihood is None else likelihood
-        if not isinstance(likelihood, Likelihood):
-            raise TypeError(f"Expected likelihood as bnnp.Gaussian(...) or bnnp.Bernoulli(). Got {type(likelihood).__name__}.")
+        likelihood = _bound(likelihood, y_dim)
+        widths = (x_dim, *hidden, likelihood.f_dim(y_dim))
         spec = Prior(prior) if isinstance(prior, str) else prior
         if not isinstance(spec, Prior):
             raise TypeError(f"Expected prior as a name or a bnnp.Prior(...). Got {type(prior).__name__}.")
         self._config: dict[str, Any] = {
-            "x_dim": widths[0],
-            "y_dim": widths[-1],
-            "hidden": list(widths[1:-1]),
+            "x_dim": x_dim,
+            "y_dim": y_dim,
+            "hidden": list(hidden),
             "prior": dataclasses.asdict(spec),
             "likelihood": {"kind": type(likelihood).__name__.lower(), **likelihood.config()},
             "activation": activation,
             "residual": residual,
             "last_layer": last_layer,
             "shared_noise": shared_noise,
+            "missing_outputs": missing_outputs,
             "net_hidden": list(net_hidden),
             "factor_dtype": factor_dtype,
         }
         self.x_dim, self.y_dim = x_dim, y_dim
         self.architecture = Architecture(activation, residual)
         self.factor_dtype = DTYPES[factor_dtype]
-        self.likelihood = likelihood.bind(y_dim)
-        self.scaling = Standardiser(x_dim, y_dim, scale_y=not likelihood.discrete)
+        self.likelihood, self.missing_outputs = likelihood, missing_outputs
+        self.scaling = Standardiser(x_dim, y_dim, scale_y=likelihood.scale_y)
         self.reference = Reference(x_dim)
         self.last_layer = last_layer
+        seen_by_nets = x_dim + likelihood.embed_dim(y_dim) + (y_dim if missing_outputs else 0)
         layers = []
         for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
             true_targets = i == len(widths) - 2 and likelihood.conjugate
-            net = None if true_targets and last_layer == "exact" else (x_dim + y_dim, *net_hidden)
+            net = None if true_targets and last_layer == "exact" else (seen_by_nets, *net_hidden)
             scale = spec.input_scale if i == 0 and hidden else 1.0
             layers.append(AmortisedLinear(d_in, d_out, spec, net, activation, shared_noise, true_targets, scale))
         self.layers = nn.ModuleList(layers)
@@ -192,23 +196,30 @@ class BNNP(nn.Module):
         self.scaling.fit(tasks)
         self.reference.fit(tasks, self.scaling.x)
         self.likelihood.rescale(self.scaling.y_scale)
+        self.likelihood.fit(torch.cat([task.y for task in tasks]), torch.cat([task.observed for task in tasks]))
 
     def scale(self, context: Context) -> Context:
-        """Return a context in the network's units, padding at zero."""
-        keep, zero = context.mask.unsqueeze(-1), context.x.new_zeros(())
-        x, y = self.scaling.x(context.x), self.scaling.y(context.y)
-        return Context(torch.where(keep, x, zero), torch.where(keep, y, zero), context.mask)
+        """Return a context in the network's units, padding at zero.
+
+        Raises:
+            ValueError: single outputs are missing, and the model was not built for that.
+        """
+        return self.scaling.context(context, self.missing_outputs)
 
     def _sites(self, layer: AmortisedLinear, context: Context) -> tuple[Tensor, Tensor]:
-        if layer.net is not None:
-            return layer.pseudo_observations(context.x, context.y, context.mask)
-        return context.y, self._own_root(context)
+        if layer.net is None:
+            return context.y, self._own_root(context)
+        embedded = self.likelihood.embed(context.y)
+        if self.missing_outputs:
+            seen = context.observed.expand_as(context.y).to(embedded.dtype)
+            embedded = torch.cat([embedded * seen, seen], dim=-1)
+        return layer.pseudo_observations(context.x, context.y, context.observed if layer.true_targets else context.mask, embedded)
 
     def _own_root(self, context: Context) -> Tensor:
         """Return the square roots of the precisions of observations with the likelihood's own noise."""
         noise = noise_of(self.likelihood)
         assert noise is not None
-        return context.mask.unsqueeze(-1) / noise
+        return context.observed / noise
 
     def output_sites(self, context: Context) -> tuple[Tensor, Tensor]:
         """Return the last layer's pseudo-observations of a context in the network's units, and the square roots of their precisions."""
@@ -418,13 +429,14 @@ class BNNP(nn.Module):
         else:
             particles = self.particles(scaled, S, normal, canonical=True)
         sample = Reservoir.of(context, REFERENCE_SIZE, seeded(seed, "sample"))
-        return self._posterior(particles, context.counts, single, seed, (context,), sample)
+        return self._posterior(
+            particles, context.counts, self.scaling.volume(context), single=single, seed=seed, kept=(context,), sample=sample
+        )
 
-    def _posterior(
-        self, particles: Particles, counts: Tensor, single: bool, seed: int, kept: tuple[Context, ...] | None, sample: Reservoir
-    ) -> Posterior:
+    def _posterior(self, particles: Particles, counts: Tensor, volume: Tensor, **rest: Any) -> Posterior:
+        """Return the posterior, with `rest` its fields `single`, `seed`, `kept` and `sample`."""
         zero = torch.zeros(particles.drawn_kl.shape, dtype=self.factor_dtype, device=particles.drawn_kl.device)
-        return Posterior(particles, self, counts, single, seed, kept, sample, zero, zero[0])
+        return Posterior(particles, self, counts, **rest, gained=zero, past_evidence=zero[0], volume=volume.to(zero.device))
 
     @torch.no_grad()
     def condition(
@@ -450,7 +462,8 @@ class BNNP(nn.Module):
                 arrays with shape (n_t, d_x). Or batches of points instead of xc and yc: an iterable of pairs (x, y), or triples
                 (x, y, mask), that starts anew each time, or a function that returns an iterator of them.
             yc: outputs likewise, (n, d_y) or (T, N, d_y), or a list.
-            mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes.
+            mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes. Or for each output, (n, d_y) or (T, N, d_y),
+                with `missing_outputs`.
             num_samples: number of particles S.
             seed: of the particles.
             context_batch_size: read the points in batches of this many; xc and yc may then be anything that can be sliced, such as memory
@@ -476,7 +489,7 @@ class BNNP(nn.Module):
             raise TypeError(f"Expected xc and yc, or batches of pairs (x, y). Got {type(xc).__name__} and no yc.")
         if context_batch_size is None and not stream:
             context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
-            self.likelihood.check(context.y)
+            self.likelihood.check(context.values)
             return self.forward(context, num_samples, seed, single).frozen()
         if stream and (context_batch_size is not None or mask is not None):
             raise ValueError(
@@ -489,23 +502,25 @@ class BNNP(nn.Module):
     def _slices(self, xc: Any, yc: Any, mask: Any, size: int | None) -> Slices:
         if not hasattr(xc, "shape") or not hasattr(yc, "shape"):  # lists, of numbers or of data sets
             context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
-            xc, yc, mask = (part[0] if single else part for part in (context.x, context.y, context.mask))
+            given = context.mask if context.seen is None else context.observed
+            xc, yc, mask = (part[0] if single else part for part in (context.x, context.y, given))
         return Slices(xc, yc, mask, size=check_count(size or 0, "context_batch_size"))
 
     def _condition_stream(self, batches: Batches, num_samples: int, seed: int, progress: bool) -> Posterior:
         generator, counts = seeded(seed, "sample"), torch.zeros(1, dtype=torch.long, device=self.device)
         sample: Reservoir | None = None
+        volume = torch.zeros(1, dtype=torch.float64, device=compute_device(self.device))
         passes = len(self._layers) + (0 if self.likelihood.conjugate else 1)
         line = ProgressLine(passes, progress)
         first = True
 
         def read() -> Iterator[Context]:
-            nonlocal first, counts, sample
+            nonlocal first, counts, sample, volume
             for batch in batches:
                 if first:
                     new = None if sample is None else sample.joined(batch, REFERENCE_SIZE, generator)
                     sample = Reservoir.of(batch, REFERENCE_SIZE, generator) if new is None else new
-                    counts = counts + batch.counts
+                    counts, volume = counts + batch.counts, volume + self.scaling.volume(batch)
                 yield self.scale(batch)
             first = False
 
@@ -516,7 +531,7 @@ class BNNP(nn.Module):
         finally:
             line.close()
         assert sample is not None
-        return self._posterior(particles, counts, batches.single, seed, None, sample)
+        return self._posterior(particles, counts, volume, single=batches.single, seed=seed, kept=None, sample=sample)
 
     def prior_samples(self, xt: Any, n: int, seed: int = 0, noisy: bool = False) -> Tensor:
         """Return n functions drawn from the prior at xt (M, d_x), with shape (n, M, d_y), in the user's units.
@@ -569,6 +584,16 @@ class _Drawn:
 def learned(*modules: nn.Module) -> list[Tensor]:
     """Return the parameters of these modules that are learned."""
     return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def _bound(likelihood: Likelihood | None, y_dim: int) -> Likelihood:
+    """Return the likelihood with parameters for `y_dim` outputs."""
+    likelihood = Gaussian() if likelihood is None else likelihood
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(f"Expected likelihood as one of bnnp's, such as bnnp.Gaussian(). Got {type(likelihood).__name__}.")
+    if isinstance(likelihood, MultivariateGaussian):
+        raise ValueError("Expected a likelihood that the last layer can take. Got MultivariateGaussian, which BNNP does not know yet.")
+    return likelihood.bind(y_dim)
 
 
 def _widths(value: Any, name: str) -> tuple[int, ...]:

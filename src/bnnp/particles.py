@@ -51,7 +51,8 @@ def drawn_log_lik(
 ) -> Tensor:
     """Return log p(points | f) of networks all of whose layers were drawn, with shape (S, T); points in the network's units."""
     f = to_compute(architecture.hidden(points.x, weights), dtype)
-    return (likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)).sum(-1)
+    observed = points.observed.to(f.device)
+    return likelihood.log_prob(f, to_compute(points.y, f.dtype), observed).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +122,13 @@ class Particles:
         return to_compute(A, self.dtype), Sites(to_compute(sites.resid, self.dtype), to_compute(sites.root_prec, self.dtype))
 
     def observations(self, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Sites]:
-        """Return the last layer's features at x and observations of y there, with the likelihood's own noise."""
+        """Return the last layer's features at x and observations of y there, with the likelihood's own noise.
+
+        `mask` has shape (T, M), or (T, M, d_y) where single outputs were not seen.
+        """
         assert self.noise_std is not None
-        return self.sites(self.output_features(x), y, mask.unsqueeze(-1) / self.noise_std)
+        seen = mask if mask.ndim == y.ndim else mask.unsqueeze(-1)
+        return self.sites(self.output_features(x), y, seen / self.noise_std)
 
     def joint_log_lik(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         """Return log p(y | hidden weights, context), all points of a task together, with shape (S, T).
@@ -197,7 +202,7 @@ class Particles:
         if self.seen is None:
             return dataclasses.replace(self, last=last), last.log_z - self.last.log_z
         assert self.noise_std is not None and isinstance(self.seen, SiteSum)
-        own = self.sites(at, points.y, points.mask.unsqueeze(-1) / self.noise_std)
+        own = self.sites(at, points.y, points.observed / self.noise_std)
         both = dataclasses.replace(self, last=last, seen=self.seen + site_sum(last.factor, *own))
         return both, both.evidence - self.evidence
 

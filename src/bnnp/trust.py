@@ -333,7 +333,7 @@ def _quantities(
             found[f"layer {i + 1}, squared norm"] = W.square().sum((-2, -1))
             found[f"layer {i + 1}, projection"] = (W * v).sum((-2, -1))
         at_data = model.architecture.hidden(data.x, weights)
-        found["log-likelihood"] = model.likelihood.log_prob(at_data, data.y.expand_as(at_data)).sum(-1)
+        found["log-likelihood"] = model.likelihood.log_prob(at_data, data.y.expand(*at_data.shape[:-1], -1)).sum(-1)
         return found
 
     value, drawn = of(true), of(draws)
