@@ -81,19 +81,19 @@ def invert_cdf(
 
 
 def crps_of_cdf(
-    cdf: Callable[[Tensor], Tensor], y: Tensor, width: Tensor, support: tuple[float, float], accuracy: float = 1e-5, most: int = 2048
+    cdf: Callable[[Tensor], Tensor], y: Tensor, width: Tensor, support: tuple[float, float], accuracy: float = 1e-4, most: int = 2048
 ) -> Tensor:
     """Return the continuous ranked probability score, the integral of (F(x) - 1{x >= y})^2, by quadrature.
 
     Each side of y is mapped to the real line by x = y -+ width exp(pi/2 sinh t) (or between y and the end of the support), where the
-    trapezoidal rule converges fast; nodes are doubled until no score moves by more than `accuracy` widths, or there are `most`.
+    trapezoidal rule converges fast; nodes are doubled until no score moves by more than the share `accuracy` of it, or there are `most`.
 
     Arguments:
         cdf: distribution function, from (...) to (...).
         y: observations with shape (...).
         width: a length of the size of the distribution's spread and its distance from y, with shape (...).
         support: smallest and largest value of y.
-        accuracy: largest change at which the doubling stops, relative to `width`.
+        accuracy: largest relative change at which the doubling stops.
         most: largest number of nodes on each side.
 
     References:
@@ -124,7 +124,7 @@ def crps_of_cdf(
         between = (side(sign, -reach + 2 * reach * (i + 0.5) / nodes) for sign in (-1, 1) for i in range(nodes))
         total, nodes = sum(between, total), 2 * nodes
         old, value = value, total * (2 * reach / nodes)
-        if bool(((value - old).abs() <= accuracy * width).all()):
+        if bool(((value - old).abs() <= accuracy * value).all()):
             break
     return value
 

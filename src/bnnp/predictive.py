@@ -439,7 +439,7 @@ class SampledPredictive(Predictive):
         """Return the continuous ranked probability score of each output, with shape (T, M, d_y), in the units of y; zero where masked.
 
         Exact for `Heteroscedastic` and for labels; for counts a sum over counts (see `crps_of_counts`); otherwise by quadrature to a
-        relative accuracy of about 1e-5 (see `crps_of_cdf`).
+        relative accuracy of about 1e-4 (see `crps_of_cdf`).
         """
         target, y = self._scaled(yt, mask)
         found = self._over_points(self._crps_given, y)

@@ -45,6 +45,10 @@ class Bernoulli(Likelihood):
         """Return P(y = 1)."""
         return f.sigmoid()
 
+    def f_of(self, p: Tensor) -> Tensor:
+        """Return the f that gives these probabilities."""
+        return p.logit()
+
     def variance(self, f: Tensor) -> Tensor:
         """Return p (1 - p)."""
         return f.sigmoid() * (-f).sigmoid()
@@ -129,6 +133,10 @@ class Categorical(Likelihood):
     def mean(self, f: Tensor) -> Tensor:
         """Return the probabilities of the classes, with shape (..., K)."""
         return f.softmax(-1)
+
+    def f_of(self, p: Tensor) -> Tensor:
+        """Return an f that gives these probabilities."""
+        return p.log()
 
     def variance(self, f: Tensor) -> Tensor:
         """Return p (1 - p) of each class, with shape (..., K)."""
