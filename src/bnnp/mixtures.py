@@ -81,7 +81,13 @@ def invert_cdf(
 
 
 def crps_of_cdf(
-    cdf: Callable[[Tensor], Tensor], y: Tensor, width: Tensor, support: tuple[float, float], accuracy: float = 1e-4, most: int = 2048
+    cdf: Callable[[Tensor], Tensor],
+    y: Tensor,
+    width: Tensor,
+    support: tuple[float, float],
+    accuracy: float = 1e-4,
+    most: int = 2048,
+    at_once: int = 16,
 ) -> Tensor:
     """Return the continuous ranked probability score, the integral of (F(x) - 1{x >= y})^2, by quadrature.
 
@@ -89,12 +95,13 @@ def crps_of_cdf(
     trapezoidal rule converges fast; nodes are doubled until no score moves by more than the share `accuracy` of it, or there are `most`.
 
     Arguments:
-        cdf: distribution function, from (...) to (...).
+        cdf: distribution function, from (k, ...) to (k, ...).
         y: observations with shape (...).
         width: a length of the size of the distribution's spread and its distance from y, with shape (...).
         support: smallest and largest value of y.
         accuracy: largest relative change at which the doubling stops.
         most: largest number of nodes on each side.
+        at_once: number of nodes k that are taken together.
 
     References:
         Double exponential formulas for numerical integration (Takahasi and Mori, 1974).
@@ -105,34 +112,37 @@ def crps_of_cdf(
         0.233695
     """
 
-    def side(sign: int, t: float) -> Tensor:
+    def side(sign: int, t: Tensor) -> Tensor:
         end = support[0] if sign < 0 else support[1]
+        s, slope = 0.5 * math.pi * t.sinh(), 0.5 * math.pi * t.cosh()
         if math.isinf(end):
-            distance = math.exp(0.5 * math.pi * math.sinh(t))
-            x, rate = y + sign * width * distance, width * distance * 0.5 * math.pi * math.cosh(t)
+            length = width * s.exp()
+            x, rate = y + sign * length, length * slope
         else:
-            s = 0.5 * math.pi * math.sinh(t)
-            x = y + (end - y) / (1 + math.exp(-2 * s))
-            rate = (end - y).abs() * 0.25 * math.pi * math.cosh(t) / math.cosh(s) ** 2
+            x, rate = y + (end - y) * (2 * s).sigmoid(), (end - y).abs() * 0.5 * slope / s.cosh().square()
         F = cdf(x)
-        return rate * (F if sign < 0 else 1 - F).square()
+        return (rate * (F if sign < 0 else 1 - F).square()).sum(0)
 
-    reach, nodes = 3.5, 32  # at t = -+3.5 lengths are 5e-12 and 2e11 widths
-    total = sum((side(sign, -reach + 2 * reach * i / nodes) for sign in (-1, 1) for i in range(nodes + 1)), torch.zeros_like(y))
-    value = total * (2 * reach / nodes)
-    while nodes < most:
-        between = (side(sign, -reach + 2 * reach * (i + 0.5) / nodes) for sign in (-1, 1) for i in range(nodes))
-        total, nodes = sum(between, total), 2 * nodes
-        old, value = value, total * (2 * reach / nodes)
+    def both(nodes: Tensor) -> Tensor:
+        parts = nodes.reshape(-1, *[1] * y.ndim).to(y).split(at_once)
+        return sum((side(sign, part) for sign in (-1, 1) for part in parts), torch.zeros_like(y))
+
+    reach, count = 3.5, 32  # at t = -+3.5 lengths are 5e-12 and 2e11 widths
+    total = both(torch.linspace(-reach, reach, count + 1, dtype=torch.float64))
+    value = total * (2 * reach / count)
+    while count < most:
+        total = total + both(-reach + 2 * reach * (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+        count, old = 2 * count, value
+        value = total * (2 * reach / count)
         if bool(((value - old).abs() <= accuracy * value).all()):
             break
     return value
 
 
-def crps_of_counts(cdf: Callable[[Tensor], Tensor], y: Tensor, last: int, most: int = 4096) -> Tensor:
+def crps_of_counts(cdf: Callable[[Tensor], Tensor], y: Tensor, last: int, most: int = 4096, at_once: int = 16) -> Tensor:
     """Return the same score of whole numbers from 0, the sum over k of (F(k) - 1{k >= y})^2, with F = 1 taken from `last` on.
 
-    Where there are more than `most` terms they are taken in steps, at the middle of each.
+    Where there are more than `most` terms they are taken in steps, at the middle of each. Other arguments as for `crps_of_cdf`.
 
     Example:
         >>> crps_of_counts(lambda k: (k >= 2).double(), torch.tensor(5.0), last=9)
@@ -141,11 +151,10 @@ def crps_of_counts(cdf: Callable[[Tensor], Tensor], y: Tensor, last: int, most: 
     end = max(last, int(y.max())) + 1 if y.numel() else 1
     step = -(-end // most)
     total = torch.zeros_like(y)
-    for start in range(0, end, step):
-        k = start + (step - 1) // 2
-        inside = ((y - start).clamp(0, step) / step).to(y.dtype)  # share of the step's numbers that are below y
-        F = cdf(torch.full_like(y, k)).to(y.dtype)
-        total = total + step * (inside * F.square() + (1 - inside) * (1 - F).square())
+    for start in torch.arange(0, end, step).reshape(-1, *[1] * y.ndim).to(y).split(at_once):
+        below = (y - start).clamp(0, step) / step  # share of the step's numbers that are below y
+        F = cdf((start + (step - 1) // 2).expand(-1, *y.shape)).to(y.dtype)
+        total = total + step * (below * F.square() + (1 - below) * (1 - F).square()).sum(0)
     return total
 
 

@@ -448,16 +448,19 @@ class SampledPredictive(Predictive):
     def _crps_given(self, f: Tensor, y: Tensor) -> Tensor:
         likelihood = self._posterior.likelihood
 
-        def cdf(value: Tensor) -> Tensor:
-            return self._cdf_given(value, f)
-
         if isinstance(likelihood, Heteroscedastic):
             return crps_gaussian_mixture(likelihood.mean(f), likelihood.variance(f).sqrt(), y, self._w)
         low, high = self._around(f)
+        at_once = max(1, 2**18 // max(1, f[..., 0].numel() * y.shape[-1]))
+
+        def cdf(values: Tensor) -> Tensor:  # (k, T, M, d_y)
+            return (self._w.unsqueeze(1) * likelihood.cdf(f.unsqueeze(1), values)).sum(0)
+
         if not likelihood.discrete:
-            return crps_of_cdf(cdf, y, torch.maximum(high - low, (y - 0.5 * (low + high)).abs()) / 8, likelihood.support)
-        edge = invert_cdf(cdf, 1 - 1e-7, low, high, likelihood.support, integer=True)
-        return crps_of_counts(cdf, y, int(edge.max()) if edge.numel() else 0)
+            width = torch.maximum(high - low, (y - 0.5 * (low + high)).abs()) / 8
+            return crps_of_cdf(cdf, y, width, likelihood.support, at_once=at_once)
+        edge = invert_cdf(lambda y: self._cdf_given(y, f), 1 - 1e-7, low, high, likelihood.support, integer=True)
+        return crps_of_counts(cdf, y, int(edge.max()) if edge.numel() else 0, at_once=at_once)
 
     @torch.no_grad()
     def _parts(self) -> tuple[Callable[..., Distribution], dict[str, Tensor]]:
