@@ -39,6 +39,7 @@ class Chain:
         likelihood: from f to y.
         trunk: what the inference networks of all layers have in common, or None.
         feed_activations: whether inference networks see their layer's features too.
+        missing_outputs: whether they see which outputs were observed.
         log_share: log shares of the components of the prior with shape (K,).
         dtype: precision of the factorisations.
     """
@@ -48,12 +49,17 @@ class Chain:
     likelihood: Likelihood
     trunk: nn.Module | None
     feed_activations: bool
+    missing_outputs: bool
     log_share: Tensor
     dtype: torch.dtype
 
     def _seen_by_nets(self, context: Context) -> Tensor:
         """Return what the inference networks see of each point, with shape (T, N, q)."""
-        inputs = torch.cat([context.x, context.y], dim=-1)
+        embedded = self.likelihood.embed(context.y)
+        if self.missing_outputs:
+            seen = context.observed.expand_as(context.y).to(embedded.dtype)
+            embedded = torch.cat([embedded * seen, seen], dim=-1)
+        inputs = torch.cat([context.x, embedded], dim=-1)
         if self.trunk is None:
             return inputs
         return ACTIVATIONS[self.architecture.activation](self.trunk(inputs))
@@ -71,11 +77,12 @@ class Chain:
         """Return a layer's pseudo-observations, the roots of their precisions, and what correlated noise is made independent with."""
         layer = self.layers[index]
         if own or layer.net is None:
-            return context.y, *own_noise(self.likelihood, context.mask)
+            return context.y, *own_noise(self.likelihood, context.observed)
         inputs = self._seen_by_nets(context)
         if self.feed_activations and index > 0:
             inputs = torch.cat([inputs.expand(*A.shape[:-1], -1), A[..., :-1]], dim=-1)
-        return *layer.pseudo_observations(inputs, context.y, context.mask.unsqueeze(-1)), None
+        seen = context.observed if layer.true_targets else context.mask.unsqueeze(-1)
+        return *layer.pseudo_observations(inputs, context.y, seen), None
 
     def problem(self, index: int, H: Tensor, context: Context, given: Given, own: bool = False) -> tuple[Tensor, Sites]:
         """Return a layer's features and pseudo-observations, in the precision of the factorisations, given activations H before it.

@@ -123,7 +123,7 @@ class _Pass:
         if particles.last is None:
             return self.log_lik(particles, target, self.target_batch_size)
         if self.target_batch_size is None:
-            return particles.joint_log_lik(target.x, target.y, target.mask)
+            return particles.joint_log_lik(target.x, target.y, target.observed)
         last = particles.last
         return last.extended(self._observed(particles, target).whiten(last.factor)).log_z - last.log_z
 
@@ -132,7 +132,7 @@ class _Pass:
         if particles.last is None:
             return self.log_lik(particles, target, self.target_batch_size)
         if self.target_batch_size is None:
-            return particles.expected_log_lik(target.x, target.y, target.mask)
+            return particles.expected_log_lik(target.x, target.y, target.observed)
         return particles.last.expected_log_lik_of(self._observed(particles, target).whiten(particles.last.factor))
 
     def _observed(self, particles: Particles, target: Context) -> PointSum:
@@ -142,15 +142,14 @@ class _Pass:
 
         def part(points: Context, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             here = dataclasses.replace(particles, weights=tensors[:drawn], given=particles.given.rebuild(*tensors[drawn:]))
-            return point_sum(*here.observations(points.x, points.y, points.mask)).tensors
+            return point_sum(*here.observations(points.x, points.y, points.observed)).tensors
 
         tensors = (*particles.weights, *particles.given.tensors)
         return PointSum(*self.stream(target, self.target_batch_size).sum(part, tensors, learned(self.model.likelihood)))
 
     def volume(self, points: Context) -> Tensor:
         """Return what log-densities of these points lose on the way back to the user's units, with shape (T,)."""
-        model = self.model
-        return points.counts.to(compute_device(model.device)) * to_compute(model.scaling.log_volume, model.factor_dtype)
+        return to_compute(self.model.scaling.volume(points), self.model.factor_dtype)
 
     def elbo(self, particles: Particles, context: Context, beta: float) -> Tensor:
         """Return ELL - beta KL of a scaled context, in the user's units, with shape (T,)."""

@@ -54,7 +54,8 @@ def drawn_log_lik(
 ) -> Tensor:
     """Return log p(points | f) of networks all of whose layers were drawn, with shape (S, T); points in the network's units."""
     f = to_compute(architecture.hidden(points.x, weights), dtype)
-    return (likelihood.log_prob(f, to_compute(points.y, f.dtype)) * to_compute(points.mask, f.dtype)).sum(-1)
+    observed = points.observed.to(f.device)
+    return likelihood.log_prob(f, to_compute(points.y, f.dtype), observed).sum(-1)
 
 
 Pseudo = Callable[[Context, Tensor], tuple[Tensor, Tensor, Tensor | None]]
@@ -267,7 +268,7 @@ class Particles:
         if self.seen is None:
             return dataclasses.replace(self, last=last), last.log_z - self.last.log_z
         assert isinstance(self.seen, SiteSum)
-        own = self.sites(at, points.y, *own_noise(self.likelihood, points.mask))
+        own = self.sites(at, points.y, *own_noise(self.likelihood, points.observed))
         both = dataclasses.replace(self, last=last, seen=self.seen + site_sum(last.factor, *own))
         return both, both.evidence - self.evidence
 
