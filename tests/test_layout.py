@@ -40,6 +40,7 @@ CORE = [
     "conjugate",
     "draws",
     "layers",
+    "wide",
     "streaming",
     "particles",
     "predictive",
