@@ -32,11 +32,11 @@ BASE = [
     "likelihoods",
     "factors",
     "structures",
+    "priors",
 ]
 # A core module imports only from those before it.
 CORE = [
     *BASE,
-    "priors",
     "conjugate",
     "draws",
     "layers",
