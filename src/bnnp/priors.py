@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bnnp.linalg import cholesky, log_det
+
 __all__ = [
     "PRIORS",
     "DenseFactor",
@@ -341,6 +343,19 @@ class NetworkPrior:
     def scales(self) -> list[nn.Parameter]:
         """Return the parameters of the factors L."""
         return [parameter for layer in self.layers for parameter in layer.scale_parameters()]
+
+    def divergence(self) -> Tensor:
+        """Return KL(p_Psi || N(0, I/p)) in nats, p counting the bias of each layer, in float64; differentiable.
+
+        The default is N(0, I/p) whatever the prior started from.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        for layer in self.layers:
+            # In units of the default's deviation 1 / sqrt(p).
+            mean, cov = math.sqrt(layer.p) * layer.mean.double(), layer.p * layer.covariance().double()
+            trace = cov.diagonal(dim1=-2, dim2=-1).sum()
+            total = total + 0.5 * (trace + mean.square().sum() - mean.numel() - log_det(cholesky(cov)).sum())
+        return total
 
     def learn(self, mean: bool = True, scale: bool = True) -> None:
         """Say whether means and scales get gradients from now on; `learn(False, False)` freezes the prior."""
