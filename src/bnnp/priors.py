@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnnp.linalg import cholesky, log_det
-
 __all__ = [
     "PRIORS",
     "DenseFactor",
@@ -351,10 +349,10 @@ class NetworkPrior:
         """
         total = torch.zeros((), dtype=torch.float64)
         for layer in self.layers:
-            # In units of the default's deviation 1 / sqrt(p).
-            mean, cov = math.sqrt(layer.p) * layer.mean.double(), layer.p * layer.covariance().double()
-            trace = cov.diagonal(dim1=-2, dim2=-1).sum()
-            total = total + 0.5 * (trace + mean.square().sum() - mean.numel() - log_det(cholesky(cov)).sum())
+            # In units of the default's deviation 1 / sqrt(p). L is triangular: its diagonal tells the determinant, however singular.
+            mean, L = (math.sqrt(layer.p) * t.double() for t in (layer.mean, layer.dense_factor()))
+            squares, log_det = mean.square().sum() + L.square().sum(), 2 * L.diagonal(dim1=-2, dim2=-1).log().sum()
+            total = total + 0.5 * (squares - mean.numel() - log_det)
         return total
 
     def learn(self, mean: bool = True, scale: bool = True) -> None:

@@ -1,0 +1,2 @@
+def summarise(f,c): return {}
+def text(r): return ""
