@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -198,6 +199,13 @@ class LayerPrior(nn.Module, ABC):
         L = self.dense_factor()
         return L @ L.mT
 
+    def divergence(self) -> Tensor:
+        """Return KL(p || N(0, I/p)) in nats, in float64; the default is N(0, I/p) whatever the prior started from."""
+        # In units of the default's deviation 1 / sqrt(p). L is triangular: its diagonal tells the determinant, however singular.
+        mean, L = (math.sqrt(self.p) * t.double() for t in (self.mean, self.dense_factor()))
+        log_det = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum()
+        return 0.5 * (mean.square().sum() + L.square().sum() - mean.numel() - log_det)
+
     def rsample(self, eps: Tensor) -> Tensor:
         """Return weights mean + L eps with shape (..., d_out, p) for eps with shape (..., d_out, k)."""
         return self.mean + self.factor().apply(eps)
@@ -342,18 +350,12 @@ class NetworkPrior:
         """Return the parameters of the factors L."""
         return [parameter for layer in self.layers for parameter in layer.scale_parameters()]
 
-    def divergence(self) -> Tensor:
-        """Return KL(p_Psi || N(0, I/p)) in nats, p counting the bias of each layer, in float64; differentiable.
+    summary: ClassVar[Callable[[NetworkPrior], Any]]
+    """Return a table of what the prior says; set by `bnnp.reading`, since the core knows no reports."""
 
-        The default is N(0, I/p) whatever the prior started from.
-        """
-        total = torch.zeros((), dtype=torch.float64)
-        for layer in self.layers:
-            # In units of the default's deviation 1 / sqrt(p). L is triangular: its diagonal tells the determinant, however singular.
-            mean, L = (math.sqrt(layer.p) * t.double() for t in (layer.mean, layer.dense_factor()))
-            squares, log_det = mean.square().sum() + L.square().sum(), 2 * L.diagonal(dim1=-2, dim2=-1).log().sum()
-            total = total + 0.5 * (squares - mean.numel() - log_det)
-        return total
+    def divergence(self) -> Tensor:
+        """Return KL(p_Psi || N(0, I/p)) in nats, in float64; differentiable. See `LayerPrior.divergence`."""
+        return torch.stack([layer.divergence() for layer in self.layers]).sum()
 
     def learn(self, mean: bool = True, scale: bool = True) -> None:
         """Say whether means and scales get gradients from now on; `learn(False, False)` freezes the prior."""
