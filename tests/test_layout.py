@@ -19,15 +19,23 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "bnnp"
 
-# What the core stands on: numerics and small helpers that know nothing of networks, priors or posteriors.
-BASE = ["seeds", "progress", "importance", "mixtures"]
-# A core module imports only from those before it.
-CORE = [
-    *BASE,
+# What the core stands on: numerics, data and catalogues of structures, that know nothing of networks and posteriors.
+BASE = [
+    "seeds",
+    "progress",
+    "importance",
+    "mixtures",
+    "tails",
     "linalg",
     "tasks",
     "scaling",
     "likelihoods",
+    "factors",
+    "structures",
+]
+# A core module imports only from those before it.
+CORE = [
+    *BASE,
     "priors",
     "conjugate",
     "draws",
@@ -35,6 +43,7 @@ CORE = [
     "streaming",
     "particles",
     "predictive",
+    "chain",
     "posterior",
     "networks",
     "objectives",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "noise_of"]
+__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "noise_factor", "noise_of"]
 
 
 class Likelihood(nn.Module, ABC):
@@ -171,6 +171,11 @@ class Bernoulli(Likelihood):
 def noise_of(likelihood: Likelihood) -> Tensor | None:
     """Return the noise of a Gaussian likelihood, in the network's units, or None for the others."""
     return likelihood.noise_std if isinstance(likelihood, Gaussian) else None
+
+
+def noise_factor(likelihood: Likelihood) -> Tensor | None:
+    """Return C with C C^T the covariance of noise that is correlated between outputs, in the network's units; None for the others."""
+    return getattr(likelihood, "noise_factor", None)
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {"gaussian": Gaussian, "bernoulli": Bernoulli}

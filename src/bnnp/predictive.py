@@ -36,6 +36,11 @@ class Source(Protocol):
         ...
 
     @property
+    def y_dim(self) -> int:
+        """Return d_y."""
+        ...
+
+    @property
     def single(self) -> bool:
         """Return whether one task came without a task axis."""
         ...
@@ -107,7 +112,7 @@ class Predictive(ABC):
 
     def _targets(self, yt: Any, mask: Any) -> Context:
         x = self._x.squeeze(0) if self._posterior.single else self._x
-        y_dim = self._posterior.particles.output.d_out
+        y_dim = self._posterior.y_dim
         context, _ = make_context(x, yt, mask, x_dim=x.shape[-1], y_dim=y_dim, dtype=x.dtype, device=x.device, name="t")
         self._posterior.likelihood.check(context.y)
         return context

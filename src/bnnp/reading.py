@@ -18,7 +18,8 @@ from torch import Tensor
 from bnnp.evaluation import Evaluation, evaluate, mean_and_se
 from bnnp.linalg import eigh
 from bnnp.networks import BNNP
-from bnnp.priors import LayerPrior, NetworkPrior
+from bnnp.priors import NetworkPrior
+from bnnp.structures import LayerPrior
 
 __all__ = ["Directions", "LayerEffect", "PriorSummary", "directions", "layer_effects", "summary", "with_default_layer"]
 
