@@ -330,8 +330,10 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         try:
             value = self._objective(self._batch(step))
-            penalty = self.penalty * prior.divergence() if self.penalty > 0 else 0.0
-            (penalty - value).backward()
+            loss = -value
+            if self.penalty > 0:
+                loss = loss + (self.penalty * prior.divergence()).to(value)
+            loss.backward()
         except NotPositiveDefiniteError:
             self.mark = None
             return math.nan, math.nan
