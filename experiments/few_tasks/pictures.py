@@ -1,1 +1,2 @@
-def draw(r,o): pass
+def draw(r, o):
+    pass

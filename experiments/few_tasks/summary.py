@@ -1,2 +1,6 @@
-def summarise(f,c): return {}
-def text(r): return ""
+def summarise(f, c):
+    return {}
+
+
+def text(r):
+    return ""

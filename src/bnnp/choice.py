@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bnnp.checkpoint import load, model_header, write_atomically
 from bnnp.evaluation import evaluate, mean_and_se
+from bnnp.linalg import NotPositiveDefiniteError
 from bnnp.networks import BNNP
 from bnnp.priors import Prior
 from bnnp.progress import ProgressLine
@@ -95,8 +96,8 @@ class Choice:
             if row["failed"] is not None:
                 lines.append(f"{mark} {row['name']:<16} failed: {row['failed']}")
                 continue
-            numbers = f"{row['score']:>9.4f} {row['se']:>7.4f} {row['behind']:>9.4f} {row['behind_se']:>7.4f} {row['divergence']:>11.1f}"
-            lines.append(f"{mark} {row['name']:<16} {numbers} {row['seconds']:>8.1f}")
+            numbers = " ".join(f"{row[key]:>{width}.4f}" for key, width in (("score", 9), ("se", 7), ("behind", 9), ("behind_se", 7)))
+            lines.append(f"{mark} {row['name']:<16} {numbers} {max(0.0, row['divergence']):>11.1f} {row['seconds']:>8.1f}")
         tasks = len(self.best["per_task"])
         how = f"{tasks} held-out tasks" + (f", {self.folds} folds" if self.folds > 1 else "")
         return "\n".join([*lines, f"(log density per target point on {how}; higher is better)"])
@@ -163,16 +164,18 @@ def choose_prior(
     if not isinstance(model, BNNP):
         raise TypeError(f"Expected build to return a bnnp.BNNP. Got {type(model).__name__}.")
     train = as_tasks(tasks, model.x_dim, model.y_dim, model.dtype)
-    apart = validation is not None and not isinstance(validation, float)
-    held_out = as_tasks(validation, model.x_dim, model.y_dim, model.dtype, name="validation") if apart else []
-    cuts = [[]] if apart else _folds(len(train), validation, folds, operator.index(seed))
-    if apart and folds is not None:
-        raise ValueError("Expected validation tasks or folds. Got both: with validation tasks there is nothing to fold.")
+    if validation is not None and folds is not None:
+        raise ValueError("Expected validation or folds. Got both: with tasks held out there is nothing to fold.")
+    held_out: list[Task] = []
+    if validation is None or isinstance(validation, float):
+        cuts = _folds(len(train), validation, folds, operator.index(seed))
+    else:
+        held_out, cuts = as_tasks(validation, model.x_dim, model.y_dim, model.dtype, name="validation"), [[]]
     study = _Study(
         maker, base, train, cuts, held_out, context_range(training.get("context", (0.1, 0.6))), check_count(splits, "splits"),
         check_count(score_samples, "score_samples"), operator.index(seed), None if folder is None else Path(folder), training,
     )  # fmt: skip
-    line = ProgressLine(len(candidates) * len(cuts) + (not apart), progress)
+    line = ProgressLine(len(candidates) * len(cuts) + (not held_out), progress)
     try:
         return study.run(candidates, line)
     finally:
@@ -207,8 +210,6 @@ def _candidates(base: Prior, fractions: Sequence[float], shrinkages: Sequence[fl
 def _folds(count: int, share: float | None, folds: int | Sequence[Sequence[int]] | None, seed: int) -> list[list[int]]:
     """Return the positions of the tasks that each fold holds out."""
     order = torch.randperm(count, generator=seeded(seed, "held out")).tolist()
-    if share is not None and folds is not None:
-        raise ValueError("Expected validation or folds. Got both.")
     if folds is not None and not isinstance(folds, int):
         cuts = [sorted({operator.index(i) for i in fold}) for fold in folds]
         if not cuts or any(not fold or not 0 <= fold[0] <= fold[-1] < count for fold in cuts):
@@ -280,9 +281,9 @@ class _Study:
                     found, models[candidate] = self.fold(candidate, k)
                     scores += found["scores"]
                     divergence, seconds = divergence + found["divergence"] / len(self.cuts), seconds + found["seconds"]
-            except TrainingError as error:
-                row["failed"], scores = str(error).split(". ")[0], [math.nan]
-            mean, se = mean_and_se(torch.tensor(scores, dtype=torch.float64))
+            except (TrainingError, NotPositiveDefiniteError) as error:
+                row["failed"], scores = str(error).split(". ")[0], []
+            mean, se = mean_and_se(torch.tensor(scores, dtype=torch.float64)) if scores else (math.nan, math.nan)
             rows.append({**row, "score": mean, "se": se, "divergence": divergence, "per_task": scores, "seconds": seconds})
             if mean > best:
                 best, models = mean, {candidate: models[candidate]}
@@ -310,17 +311,20 @@ class _Study:
         model = self.make(dataclasses.replace(self.base, fraction=candidate.fraction))
         folder = None if self.folder is None else self.folder / name
         splits = random_splits(held_out, self.context, self.splits, self.seed)
-        key = _key(model, candidate, [*tasks, *held_out], {**self.training, "splits": self.splits, "samples": self.score_samples}, self.seed)
+        key = _key(
+            model, candidate, [*tasks, *held_out], {**self.training, "splits": self.splits, "samples": self.score_samples}, self.seed
+        )
         file = None if folder is None else folder / "score.json"
         if file is not None and folder is not None and file.is_file():
             found = json.loads(file.read_text())
             if found["key"] != key:
                 raise ValueError(
-                    f"Expected the run in {folder} to be of these tasks, model and settings. Got another. Use another folder for another choice."
+                    f"Expected the run in {folder} to be of these tasks, model and settings. Got another. Use another folder for another "
+                    "choice."
                 )
             return load(folder / "last").to(model.device), found
-        options = {} if folder is None else {"folder": folder, "resume": True}
-        result = meta_train(model, tasks, shrinkage=candidate.shrinkage, seed=self.seed, keep="last", progress=False, **options, **self.training)
+        options = {**self.training, "shrinkage": candidate.shrinkage, "seed": self.seed, "folder": folder, "resume": folder is not None}
+        result = meta_train(model, tasks, keep="last", progress=False, **options)
         found = {"key": key, "divergence": result.history[-1]["divergence"], "seconds": result.seconds}
         found["divergence"] = math.nan if found["divergence"] is None else found["divergence"]
         if held_out:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bnnp import reading
 from bnnp.networks import BNNP
-from bnnp.plots import BLUE, CYCLE, GRID, INK, LABEL, ORANGE, SKY, TICK, TITLE, FloatArray, _figure, _float, _legend_below, dress
+from bnnp.plots import BLUE, CYCLE, GRID, INK, LABEL, ORANGE, SKY, TICK, TITLE, FloatArray, _figure, _float, _legend_below, _signed, dress
 from bnnp.reading import LayerEffect
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["directions", "functions", "layer_effects", "scales"]
 
-DEFAULT = "default: 1 / sqrt(inputs of a unit)"
+DEFAULT = "deviation without learning"
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def scales(model: BNNP, title: str = "How wide is the learned prior, layer by la
         title: above the picture.
     """
     layers = list(model.prior)
-    fig = _figure(max(6.5, 1.6 * len(layers) + 2.5), 4.6)
+    fig = _figure(max(8.5, 1.8 * len(layers) + 2.5), 4.6)
     ax = fig.add_subplot()
     sds, means = [], []
     for layer in layers:
@@ -61,11 +61,12 @@ def scales(model: BNNP, title: str = "How wide is the learned prior, layer by la
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.4), max(high, 2.5))
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.set_xticks(places, [f"layer {i + 1}\n{layer.d_out} units, {layer.p - 1} inputs" for i, layer in enumerate(layers)])
+    ax.set_xticks(places, [f"layer {i + 1}\n{layer.d_out} x {layer.p} weights" for i, layer in enumerate(layers)])
     ax.set_xlim(-0.6, len(layers) - 0.4)
     dress(ax, title, "", "in units of the default's deviation")
     ax.grid(False, axis="x")
-    _legend_below(fig, *ax.get_legend_handles_labels(), columns=3)
+    handles, labels = ax.get_legend_handles_labels()
+    _legend_below(fig, handles, labels, columns=3)
     return fig
 
 
@@ -91,11 +92,13 @@ def directions(
         values, colour = _float(layer.values.clamp_min(1e-12)), CYCLE[i % len(CYCLE)]
         x = np.arange(1, len(values) + 1)
         left.plot(x, values, "o-", color=colour, markersize=4, linewidth=1.6, label=f"layer {i + 1}")
-        left.plot(x, np.maximum(values * _float(layer.between), 1e-12), ":", color=colour, linewidth=1.4)
+        between = np.where(_float(layer.between) > 1e-3, values * _float(layer.between), np.nan)  # less is rounding
+        left.plot(x, between, ":", color=colour, linewidth=1.4)
     left.plot([], [], ":", color=INK, label="dotted: part between the units' means")
     left.set_yscale("log")
     shown = np.concatenate([_float(layer.values) for layer in found])
     left.set_ylim(max(min(0.3, float(shown.min()) / 2), float(shown.max()) * 1e-5), max(3.0, 2 * float(shown.max())))
+    left.set_xlim(0.5, max(len(layer.values) for layer in found) + 0.5)
     left.xaxis.get_major_locator().set_params(integer=True)
     dress(left, "Variance along each direction", "direction, the widest first", "variance, in units of the default's 1 / p")
     first, some = found[0], min(count, len(names) + 1)
@@ -109,10 +112,11 @@ def directions(
     if loadings.size <= 40:
         for (row, column), value in np.ndenumerate(loadings):
             ink = "white" if abs(value) > 0.6 else INK
-            right.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=TICK - 1, color=ink)
+            right.text(column, row, _signed(value), ha="center", va="center", fontsize=TICK - 1, color=ink)
     else:
         _side_bar(fig, picture, right, "loading")
-    _legend_below(fig, *left.get_legend_handles_labels(), columns=3)
+    handles, labels = left.get_legend_handles_labels()
+    _legend_below(fig, handles, labels, columns=3)
     fig.suptitle(title, fontsize=TITLE, color=INK)
     return fig
 

@@ -29,10 +29,10 @@ class PriorSummary:
     """Hold what a prior says of the weights, one record for each layer; prints as a table.
 
     Arguments:
-        rows: "layer", from 1; "shape", (units, p); "learned", the fraction of the weights whose prior is learned; "mean", root mean square of
-            the means; "sd_min", "sd_median", "sd_max" of the standard deviations; these four in units of the default's 1 / sqrt(p), so
-            that the default has 0, 1, 1, 1; "effective_rank" of a unit's covariance, exp of the entropy of its normalised eigenvalues,
-            mean over units, at most p; "divergence" from the default in nats; "share" of the sum.
+        rows: "layer", from 1; "shape", (units, p); "learned", the fraction of the weights whose prior is learned; "mean", root mean square
+            of the means; "sd_min", "sd_median", "sd_max" of the standard deviations (these four in units of the default's 1 / sqrt(p),
+            so that the default has 0, 1, 1, 1); "effective_rank" of a unit's covariance, exp of the entropy of its normalised
+            eigenvalues, mean over units, at most p; "divergence" from the default in nats; "share" of the sum.
     """
 
     rows: list[dict[str, Any]]
@@ -61,7 +61,7 @@ def summary(prior: NetworkPrior) -> PriorSummary:
     """Return what a prior says of the weights, layer by layer, as `model.prior.summary()`.
 
     Example:
-        >>> BNNP(1, 1, hidden=(4,)).prior.summary().rows[0]["sd_median"]
+        >>> round(BNNP(1, 1, hidden=(4,)).prior.summary().rows[0]["sd_median"], 3)
         1.0
     """
     rows: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ def summary(prior: NetworkPrior) -> PriorSummary:
                 "sd_median": float(sd.median()),
                 "sd_max": float(sd.max()),
                 "effective_rank": float(effective_rank(cov).mean()),
-                "divergence": float(layer.divergence()),
+                "divergence": max(0.0, float(layer.divergence())),  # rounding may leave it just below
             }
         )
     total = sum(row["divergence"] for row in rows)
@@ -145,9 +145,11 @@ def with_default_layer(model: BNNP, index: int) -> BNNP:
     layers = list(other.prior)
     if not 0 <= index < len(layers):
         raise ValueError(f"Expected index of a layer between 0 and {len(layers) - 1}. Got {index}.")
-    layer = layers[index]
-    layer.keep(torch.zeros(layer.d_out, layer.p, dtype=torch.bool, device=layer.mean.device))
-    for part in layer.modules():
+    for i, layer in enumerate(layers):
+        if i == index or layer.learned is None:
+            # Where layers are correlated, each asks which weights of the others are learned.
+            layer.keep(torch.full((layer.d_out, layer.p), i != index, device=layer.mean.device))
+    for part in layers[index].modules():
         if isinstance(part, LayerPrior):
             part.unit = 1.0 / math.sqrt(part.p)
     return other
