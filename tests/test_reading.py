@@ -134,7 +134,7 @@ def test_a_layer_that_is_put_back_is_the_default_and_the_others_stay(kind: str, 
 
 
 def test_there_is_no_layer_behind_the_last() -> None:
-    with pytest.raises(ValueError, match="between 0 and 2. Got 3"):
+    with pytest.raises(ValueError, match=r"between 0 and 2\. Got 3"):
         reading.with_default_layer(model(), 3)
 
 
@@ -188,7 +188,7 @@ def test_models_of_many_inputs_have_no_picture_of_functions() -> None:
     m = model(d_x=3)
     with pytest.raises(ValueError, match="one or two inputs"):
         plots_prior.functions(m)
-    with pytest.raises(ValueError, match="3 input columns. Got 1"):
+    with pytest.raises(ValueError, match=r"3 input columns\. Got 1"):
         plots_prior.directions(m, columns=["a"])
     assert len(plots_prior.directions(m, columns=["a", "b", "c"]).axes) == 2
     assert dataclasses.is_dataclass(m.prior.summary())

@@ -1,7 +1,7 @@
 """Gaussian processes whose few numbers are learned from all training tasks together: the rivals that need no network.
 
-Their kernel is a constant (what tells one task's level from another's), a line, and a smooth part with a length for each column; the numbers
-are those of highest marginal likelihood of the training tasks. With the constant alone it is the mean of the tasks, with the
+Their kernel is a constant (what tells one task's level from another's), a line, and a smooth part with a length for each column; the
+numbers are those of highest marginal likelihood of the training tasks. With the constant alone it is the mean of the tasks, with the
 spread between and within tasks estimated as well.
 """
 

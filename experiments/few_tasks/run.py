@@ -66,7 +66,8 @@ class Job:
 
 def build(candidate: str, input_scale: float, x_dim: int, seed: int, config: dict[str, Any]) -> tuple[bnnp.BNNP, float]:
     """Return the untrained model of a candidate, and its shrinkage."""
-    kind, value = candidate.split()[0], float((candidate.split() + ["0"])[1])
+    kind, _, number = candidate.partition(" ")
+    value = float(number or 0)
     prior = bnnp.Prior(**config["prior"], input_scale=input_scale)
     if kind == FIXED:
         prior = bnnp.Prior(config["prior"]["kind"], learn_mean=False, learn_scale=False)
@@ -91,9 +92,8 @@ def trained(job: Job, collection: Collection, config: dict[str, Any]) -> Record:
     if len(tasks) == 1:  # the same task twice is the same average; the penalty counts it once
         tasks, tau = tasks * 2, 2 * tau
     training = {**config["training"], **({"steps": config["abalone"]["steps"]} if job.source == "abalone" else {})}
-    result = bnnp.meta_train(
-        model, tasks, seed=job.seed, context=collection.context, shrinkage=tau, keep="last", progress=False, **training
-    )
+    options = {"context": collection.context, "shrinkage": tau, "seed": job.seed, "keep": "last", "progress": False, **training}
+    result = bnnp.meta_train(model, tasks, **options)
     divergence, noise = result.history[-1]["divergence"], [float(s) for s in model.noise_std]
     record: Record = {"skipped": result.skipped, "divergence": divergence, "noise_std": noise}
     if job.fold is not None:
