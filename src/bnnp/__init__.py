@@ -9,7 +9,18 @@ from bnnp import objectives
 from bnnp.checkpoint import load, load_posterior, save
 from bnnp.choice import Choice, choose_prior
 from bnnp.evaluation import Evaluation, evaluate
-from bnnp.likelihoods import Bernoulli, Gaussian
+from bnnp.likelihoods import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Gaussian,
+    Heteroscedastic,
+    Likelihood,
+    MultivariateGaussian,
+    NegativeBinomial,
+    Poisson,
+    StudentT,
+)
 from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
 from bnnp.posterior import Posterior
@@ -26,17 +37,25 @@ __all__ = [
     "BNNP",
     "SBC",
     "Bernoulli",
+    "Beta",
+    "Categorical",
     "Choice",
     "Context",
     "Diagnosis",
     "Evaluation",
     "Gaussian",
+    "Heteroscedastic",
+    "Likelihood",
+    "MultivariateGaussian",
+    "NegativeBinomial",
     "NotPositiveDefiniteError",
     "NumericalWarning",
+    "Poisson",
     "Posterior",
     "Predictive",
     "Prior",
     "PriorSummary",
+    "StudentT",
     "Task",
     "TaskBatch",
     "TrainResult",

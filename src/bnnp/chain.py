@@ -12,19 +12,21 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bnnp.conjugate import Conditional, PointSum, SiteSum, condition, point_sum, site_sum
 from bnnp.draws import CANONICAL_RANK, Normal, draw_from_sums
-from bnnp.factors import Given, Sites
+from bnnp.factors import Factor, Given, Sites
 from bnnp.layers import ACTIVATIONS, AmortisedLinear, LayerDraw, ScaleDraw
 from bnnp.likelihoods import Likelihood, noise_factor
 from bnnp.linalg import to_compute
 from bnnp.particles import Architecture, Particles, drawn_log_lik, joined, own_noise
 from bnnp.streaming import Stream
 from bnnp.tasks import Context
+from bnnp.wide import WIDE_BYTES, propagate
 
 __all__ = ["Chain", "learned"]
 
@@ -39,6 +41,7 @@ class Chain:
         likelihood: from f to y.
         trunk: what the inference networks of all layers have in common, or None.
         feed_activations: whether inference networks see their layer's features too.
+        missing_outputs: whether they see which outputs were observed.
         log_share: log shares of the components of the prior with shape (K,).
         dtype: precision of the factorisations.
     """
@@ -48,12 +51,17 @@ class Chain:
     likelihood: Likelihood
     trunk: nn.Module | None
     feed_activations: bool
+    missing_outputs: bool
     log_share: Tensor
     dtype: torch.dtype
 
     def _seen_by_nets(self, context: Context) -> Tensor:
         """Return what the inference networks see of each point, with shape (T, N, q)."""
-        inputs = torch.cat([context.x, context.y], dim=-1)
+        embedded = self.likelihood.embed(context.y)
+        if self.missing_outputs:
+            seen = context.observed.expand_as(context.y).to(embedded.dtype)
+            embedded = torch.cat([embedded * seen, seen], dim=-1)
+        inputs = torch.cat([context.x, embedded], dim=-1)
         if self.trunk is None:
             return inputs
         return ACTIVATIONS[self.architecture.activation](self.trunk(inputs))
@@ -71,11 +79,12 @@ class Chain:
         """Return a layer's pseudo-observations, the roots of their precisions, and what correlated noise is made independent with."""
         layer = self.layers[index]
         if own or layer.net is None:
-            return context.y, *own_noise(self.likelihood, context.mask)
+            return context.y, *own_noise(self.likelihood, context.observed)
         inputs = self._seen_by_nets(context)
         if self.feed_activations and index > 0:
             inputs = torch.cat([inputs.expand(*A.shape[:-1], -1), A[..., :-1]], dim=-1)
-        return *layer.pseudo_observations(inputs, context.y, context.mask.unsqueeze(-1)), None
+        seen = context.observed if layer.true_targets else context.mask.unsqueeze(-1)
+        return *layer.pseudo_observations(inputs, context.y, seen), None
 
     def problem(self, index: int, H: Tensor, context: Context, given: Given, own: bool = False) -> tuple[Tensor, Sites]:
         """Return a layer's features and pseudo-observations, in the precision of the factorisations, given activations H before it.
@@ -105,7 +114,9 @@ class Chain:
             return sites
         return Sites(sites.resid, sites.root_prec * (0.5 * log_share).exp().to(sites.root_prec)[:, None, None])
 
-    def particles(self, context: Context, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
+    def particles(
+        self, context: Context, num_samples: int, normal: Normal, canonical: bool = False, beyond: Tensor | None = None
+    ) -> Particles:
         """Draw S particles from q(W | context), in the network's units; differentiable.
 
         Arguments:
@@ -113,10 +124,12 @@ class Chain:
             num_samples: S.
             normal: source of standard normal numbers in the precision of the factorisations.
             canonical: draw hidden weights as `draws.draw_canonical` does; otherwise with the fast `draws.draw_fused`.
+            beyond: the only inputs (T, M, d_x) the particles will be asked about. Where it is given, the weights of layers so wide that all
+                draws of them would not fit are not kept.
         """
         if len(self.log_share) == 1:
-            return self._chain(context, _Drawn(num_samples), normal, canonical)
-        parts = [self._chain(context, drawn, normal, canonical) for drawn in self._of_components(num_samples)]
+            return self._chain(context, _Drawn(num_samples), normal, canonical, beyond)
+        parts = [self._chain(context, drawn, normal, canonical, beyond) for drawn in self._of_components(num_samples)]
         if not self.likelihood.conjugate:
             parts = [dataclasses.replace(p, log_lik=self._log_lik(context, p.weights)) for p in parts]
         return joined(parts, self.log_share)
@@ -131,10 +144,40 @@ class Chain:
     def _log_lik(self, points: Context, weights: tuple[Tensor, ...]) -> Tensor:
         return drawn_log_lik(self.architecture, self.likelihood, weights, points, self.dtype)
 
-    def _chain(self, context: Context, drawn: _Drawn, normal: Normal, canonical: bool) -> Particles:
+    def _is_wide(self, layer: AmortisedLinear, context: Context, num_samples: int) -> bool:
+        """Tell whether all draws of a layer together are too large to be kept, and can be done without."""
+        size = num_samples * context.num_tasks * layer.d_out * layer.prior.rank * torch.finfo(self.dtype).bits // 8
+        return size > WIDE_BYTES and context.x.shape[1] < layer.prior.rank and not layer.prior.joint
+
+    def _carried(self, context: Context, beyond: Tensor, drawn: _Drawn, normal: Normal) -> tuple[Tensor, Tensor]:
+        """Take context and further points through the hidden layers; return the last activations at both."""
+        N, H = context.x.shape[1], torch.cat([context.x, beyond], dim=1).unsqueeze(0)
+        for i, layer in enumerate(self.layers[:-1]):
+            given = self._given(i, drawn)
+            A, sites = self.problem(i, H[:, :, :N], context, given)
+            sites = self._tempered(i, sites, context.counts)
+            if not self._is_wide(layer, context, drawn.num_samples):
+                H = self._next(i, H, drawn.take(layer.draw(given, A, sites, drawn.num_samples, normal, False, self.dtype)))
+                continue
+            core = given.computed(self.dtype).core
+            scale = layer.draw_scale(partial(_evidence, core, A, sites), drawn.num_samples, normal)
+            given, _ = drawn.scaled(given, A, scale)
+            skip = self.architecture.skip(H, layer.d_out)
+            out, kl = propagate(given, self.architecture.layer_input(H, i), sites, drawn.num_samples, normal, self.dtype)
+            drawn.pass_by(kl)
+            H = out if skip is None else out + skip
+        return H[:, :, :N], H[:, :, N:]
+
+    def _chain(self, context: Context, drawn: _Drawn, normal: Normal, canonical: bool, beyond: Tensor | None = None) -> Particles:
         """Draw the particles of one component, layer by layer."""
         H, hidden = context.x.unsqueeze(0), len(self.layers) - 1
-        for i in range(hidden):
+        wide = any(self._is_wide(layer, context, drawn.num_samples) for layer in self.layers[:-1])
+        carried = wide and beyond is not None and not canonical and self.likelihood.conjugate
+        if carried:
+            assert beyond is not None
+            H, at_beyond = self._carried(context, beyond, drawn, normal)
+            drawn.known_at = (beyond, at_beyond)
+        for i in range(0 if not carried else hidden, hidden):
             given = self._given(i, drawn)
             A, sites = self.problem(i, H, context, given)
             sites = self._tempered(i, sites, context.counts)
@@ -212,8 +255,9 @@ class Chain:
     def _with_last(self, drawn: _Drawn, given: Given, last: Conditional, seen: SiteSum | tuple[Tensor, Sites] | None) -> Particles:
         kl = drawn.kl.to(last.quad).expand(last.quad.shape)
         ratio = drawn.ratio if drawn.ratio is not None or drawn.weights else torch.zeros_like(kl)
-        weights = tuple(drawn.weights)
-        return Particles(self.architecture, weights, kl, given, self.likelihood, last, self.dtype, ratio, seen)
+        weights = tuple(drawn.weights) if drawn.known_at is None else ()
+        at = drawn.known_at
+        return Particles(self.architecture, weights, kl, given, self.likelihood, last, self.dtype, ratio, seen, known_at=at)
 
     def _drawn_last(self, drawn: _Drawn, given: Given, A: Tensor, sites: Sites, normal: Normal, canonical: bool) -> Particles:
         """Draw the last layer too, where the likelihood has no closed form."""
@@ -331,6 +375,10 @@ class Chain:
         return Particles(self.architecture, weights, nothing, given, self.likelihood, last, self.dtype), kl
 
 
+def _evidence(core: Factor, A: Tensor, sites: Sites, root: float) -> Tensor:
+    return condition(core, A * root, sites).log_z
+
+
 class _Drawn:
     """Gather what the draws of the layers give, for one component of the prior."""
 
@@ -341,6 +389,11 @@ class _Drawn:
         self.kl: Tensor = torch.zeros(())
         self.ratio: Tensor | None = None
         self.known = True
+        self.known_at: tuple[Tensor, Tensor] | None = None
+
+    def pass_by(self, kl: Tensor) -> None:
+        """Take up the divergence of a layer whose weights are not kept."""
+        self._add(kl.expand(self.num_samples, *kl.shape[1:]), None)
 
     def take(self, found: LayerDraw) -> Tensor:
         """Take up the weights of a layer, their KL divergence and log q - log p; return the weights."""

@@ -167,7 +167,8 @@ def _fields(part: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 _SUMS, _CONDITIONAL = ("gram", "h", "rr", "log_prec", "count"), ("m", "root", "quad", "log_prec", "count", "B", "r")
-_PARTICLES, _POSTERIOR = ("drawn_kl", "log_ratio", "log_lik", "share"), ("counts", "gained", "past_evidence", "applied", "ancestors")
+_PARTICLES = ("drawn_kl", "log_ratio", "log_lik", "share")
+_POSTERIOR = ("counts", "gained", "past_evidence", "applied", "ancestors", "volume")
 
 
 def _pack(posterior: Posterior) -> dict[str, Tensor]:
@@ -188,7 +189,7 @@ def _pack(posterior: Posterior) -> dict[str, Tensor]:
         found |= {f"seen.{k}": v for k, v in _fields(particles.seen, _SUMS).items()}
     found["key"] = posterior.sample.key
     for i, points in enumerate([posterior.sample.points, *(posterior.kept or ())]):
-        found |= {f"points.{i}.{k}": v for k, v in _fields(points, ("x", "y", "mask")).items()}
+        found |= {f"points.{i}.{k}": v for k, v in _fields(points, ("x", "y", "mask", "seen")).items()}
     return found
 
 
@@ -273,7 +274,7 @@ def load_posterior(folder: str | os.PathLike[str], model: BNNP) -> Posterior:
             dtype=own.factor_dtype,
             seen=SiteSum(**seen) if seen else None,
             redraw=None if redraw is None else (redraw, tensors["noise"].to(device)),
-            **{key: value.to(device) for key, value in under("particles.").items()},
+            **{key: value.to(device) for key, value in under("particles.").items()},  # type: ignore[arg-type]
         )
         count = 1 + (header["kept"] or 0)
         sample, *kept = [Context(**{k: v.to(model.device) for k, v in under(f"points.{i}.").items()}) for i in range(count)]

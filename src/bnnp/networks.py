@@ -52,13 +52,14 @@ class BNNP(nn.Module):
         y_dim: number of output columns d_y.
         hidden: widths of the hidden layers; () is a linear model.
         prior: name of a prior, such as "per_unit" or "shared", or a `Prior` that also says what is learned.
-        likelihood: `Gaussian()` or `Bernoulli()`.
+        likelihood: `Gaussian()` where not given; see `bnnp.likelihoods`.
         activation: "relu", "tanh", "silu", "gelu" or "sine".
         residual: add a layer's input to its output where the widths agree.
         last_layer: "exact": with a Gaussian likelihood the last layer is Bayesian linear regression with the likelihood's own
             noise; "amortised": its noise is inferred for each point, as in the paper. Other likelihoods take no notice.
         shared_noise: one pseudo-noise for each point, shared by the units of a layer. With the "shared" prior this leaves one
             factorisation per layer, task and sample.
+        missing_outputs: contexts may have points of which some outputs were not observed: the inference networks are told which.
         net_hidden: hidden widths of the inference networks; those of the network where not given.
         feed_activations: inference networks also see what their layer sees of each point, not only the point itself.
         trunk: one inference network for all layers, with a linear head for each, instead of one for each layer.
@@ -87,6 +88,7 @@ class BNNP(nn.Module):
         residual: bool = False,
         last_layer: str = "exact",
         shared_noise: bool = False,
+        missing_outputs: bool = False,
         net_hidden: Sequence[int] | None = None,
         feed_activations: bool = False,
         trunk: bool = False,
@@ -95,42 +97,39 @@ class BNNP(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        widths = (check_count(x_dim, "x_dim"), *_widths(hidden, "hidden"), check_count(y_dim, "y_dim"))
-        net_hidden = _widths(net_hidden, "net_hidden") if net_hidden is not None else (widths[1:-1] or (64, 64))
-        residual, shared_noise = _flag(residual, "residual"), _flag(shared_noise, "shared_noise")
+        x_dim, y_dim, hidden = check_count(x_dim, "x_dim"), check_count(y_dim, "y_dim"), _widths(hidden, "hidden")
+        net_hidden = _widths(net_hidden, "net_hidden") if net_hidden is not None else (hidden or (64, 64))
+        flags = _flags(residual=residual, shared_noise=shared_noise, missing_outputs=missing_outputs, trunk=trunk)
+        flags |= _flags(feed_activations=feed_activations, temperature=temperature)
         _choose(activation, ACTIVATIONS, "activation")
         _choose(last_layer, ("exact", "amortised"), "last_layer")
         _choose(factor_dtype, DTYPES, "factor_dtype")
-        likelihood = Gaussian() if likelihood is None else likelihood
-        if not isinstance(likelihood, Likelihood):
-            raise TypeError(f"Expected likelihood as bnnp.Gaussian(...) or bnnp.Bernoulli(). Got {type(likelihood).__name__}.")
+        likelihood = _bound(likelihood, y_dim)
+        widths = (x_dim, *hidden, likelihood.f_dim(y_dim))
         spec = Prior(prior) if isinstance(prior, str) else prior
         if not isinstance(spec, Prior):
             raise TypeError(f"Expected prior as a name or a bnnp.Prior(...). Got {type(prior).__name__}.")
         self._config: dict[str, Any] = {
-            "x_dim": widths[0],
-            "y_dim": widths[-1],
-            "hidden": list(widths[1:-1]),
+            "x_dim": x_dim,
+            "y_dim": y_dim,
+            "hidden": list(hidden),
             "prior": dataclasses.asdict(spec),
             "likelihood": {"kind": type(likelihood).__name__.lower(), **likelihood.config()},
             "activation": activation,
-            "residual": residual,
             "last_layer": last_layer,
-            "shared_noise": shared_noise,
             "net_hidden": list(net_hidden),
-            "feed_activations": _flag(feed_activations, "feed_activations"),
-            "trunk": _flag(trunk, "trunk"),
-            "temperature": _flag(temperature, "temperature"),
             "factor_dtype": factor_dtype,
+            **flags,
         }
         self.x_dim, self.y_dim = x_dim, y_dim
         self.architecture = Architecture(activation, residual)
         self.factor_dtype = DTYPES[factor_dtype]
-        self.likelihood = likelihood.bind(y_dim)
-        self.scaling = Standardiser(x_dim, y_dim, scale_y=not likelihood.discrete)
+        self.likelihood, self.missing_outputs = likelihood, missing_outputs
+        self.scaling = Standardiser(x_dim, y_dim, scale_y=likelihood.scale_y)
         self.reference = Reference(x_dim)
         self.last_layer = last_layer
-        self.trunk = mlp((x_dim + y_dim, *net_hidden), activation) if trunk else None
+        self._seen_by_nets = x_dim + likelihood.embed_dim(y_dim) + (y_dim if missing_outputs else 0)
+        self.trunk = mlp((self._seen_by_nets, *net_hidden), activation) if trunk else None
         priors = layer_priors(widths, spec, seeded(seed, "prior"))
         self.layers = nn.ModuleList(self._layer(prior, i, i == len(priors) - 1) for i, prior in enumerate(priors))
         self._reset(seed)
@@ -140,7 +139,7 @@ class BNNP(nn.Module):
         """Build a layer with the inference network that it needs."""
         config, true_targets = self._config, last and self.likelihood.conjugate
         net_hidden = config["net_hidden"]
-        width = net_hidden[-1] if config["trunk"] else self.x_dim + self.y_dim
+        width = net_hidden[-1] if config["trunk"] else self._seen_by_nets
         width += prior.d_in if config["feed_activations"] and index > 0 else 0
         net = None if true_targets and self.last_layer == "exact" else (width,) if config["trunk"] else (width, *net_hidden)
         return AmortisedLinear(prior, net, config["activation"], config["shared_noise"], true_targets, config["temperature"] and not last)
@@ -205,26 +204,31 @@ class BNNP(nn.Module):
         self.scaling.fit(tasks)
         self.reference.fit(tasks, self.scaling.x)
         self.likelihood.rescale(self.scaling.y_scale)
+        self.likelihood.fit(torch.cat([task.y for task in tasks]), torch.cat([task.observed for task in tasks]))
 
     def scale(self, context: Context) -> Context:
-        """Return a context in the network's units, padding at zero."""
-        keep, zero = context.mask.unsqueeze(-1), context.x.new_zeros(())
-        x, y = self.scaling.x(context.x), self.scaling.y(context.y)
-        return Context(torch.where(keep, x, zero), torch.where(keep, y, zero), context.mask)
+        """Return a context in the network's units, padding at zero.
+
+        Raises:
+            ValueError: single outputs are missing, and the model was not built for that.
+        """
+        return self.scaling.context(context, self.missing_outputs)
 
     @property
     def chain(self) -> Chain:
         """Return the layers as a chain, which draws particles."""
-        feed, prior = self._config["feed_activations"], self.prior
-        return Chain(self._layers, self.architecture, self.likelihood, self.trunk, feed, prior.log_share, self.factor_dtype)
+        config, parts = self._config, (self._layers, self.architecture, self.likelihood, self.trunk)
+        return Chain(*parts, config["feed_activations"], self.missing_outputs, self.prior.log_share, self.factor_dtype)
 
     def output_sites(self, context: Context, A: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the last layer's pseudo-observations of a scaled context; see `Chain.output_sites`."""
         return self.chain.output_sites(context, A)
 
-    def particles(self, context: Context, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
+    def particles(
+        self, context: Context, num_samples: int, normal: Normal, canonical: bool = False, beyond: Tensor | None = None
+    ) -> Particles:
         """Draw S particles from q(W | context) given a scaled context; see `Chain.particles`."""
-        return self.chain.particles(context, num_samples, normal, canonical)
+        return self.chain.particles(context, num_samples, normal, canonical, beyond)
 
     def streamed_particles(self, stream: Stream, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
         """Draw the same particles from batches of points; see `Chain.streamed_particles`."""
@@ -258,14 +262,15 @@ class BNNP(nn.Module):
         else:
             particles = self.particles(scaled, S, normal, canonical=True)
         sample = Reservoir.of(context, REFERENCE_SIZE, seeded(seed, "sample"))
-        return self._posterior(particles, context.counts, single, seed, (context,), sample)
+        return self._posterior(
+            particles, context.counts, self.scaling.volume(context), single=single, seed=seed, kept=(context,), sample=sample
+        )
 
-    def _posterior(
-        self, particles: Particles, counts: Tensor, single: bool, seed: int, kept: tuple[Context, ...] | None, sample: Reservoir
-    ) -> Posterior:
+    def _posterior(self, particles: Particles, counts: Tensor, volume: Tensor, **rest: Any) -> Posterior:
+        """Return the posterior, with `rest` its fields `single`, `seed`, `kept` and `sample`."""
         zero = torch.zeros(particles.drawn_kl.shape, dtype=self.factor_dtype, device=particles.drawn_kl.device)
         gained = zero if particles.share is None else particles.share.to(zero)
-        return Posterior(particles, self, counts, single, seed, kept, sample, gained, zero[0])
+        return Posterior(particles, self, counts, **rest, gained=gained, past_evidence=zero[0], volume=volume.to(zero.device))
 
     @torch.no_grad()
     def condition(
@@ -291,7 +296,8 @@ class BNNP(nn.Module):
                 arrays with shape (n_t, d_x). Or batches of points instead of xc and yc: an iterable of pairs (x, y), or triples
                 (x, y, mask), that starts anew each time, or a function that returns an iterator of them.
             yc: outputs likewise, (n, d_y) or (T, N, d_y), or a list.
-            mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes.
+            mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes. Or for each output, (n, d_y) or (T, N, d_y),
+                with `missing_outputs`.
             num_samples: number of particles S.
             seed: of the particles.
             context_batch_size: read the points in batches of this many; xc and yc may then be anything that can be sliced, such as memory
@@ -317,7 +323,7 @@ class BNNP(nn.Module):
             raise TypeError(f"Expected xc and yc, or batches of pairs (x, y). Got {type(xc).__name__} and no yc.")
         if context_batch_size is None and not stream:
             context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
-            self.likelihood.check(context.y)
+            self.likelihood.check(context.values)
             return self.forward(context, num_samples, seed, single).frozen()
         if stream and (context_batch_size is not None or mask is not None):
             raise ValueError(
@@ -330,23 +336,25 @@ class BNNP(nn.Module):
     def _slices(self, xc: Any, yc: Any, mask: Any, size: int | None) -> Slices:
         if not hasattr(xc, "shape") or not hasattr(yc, "shape"):  # lists, of numbers or of data sets
             context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
-            xc, yc, mask = (part[0] if single else part for part in (context.x, context.y, context.mask))
+            given = context.mask if context.seen is None else context.observed
+            xc, yc, mask = (part[0] if single else part for part in (context.x, context.y, given))
         return Slices(xc, yc, mask, size=check_count(size or 0, "context_batch_size"))
 
     def _condition_stream(self, batches: Batches, num_samples: int, seed: int, progress: bool) -> Posterior:
         generator, counts = seeded(seed, "sample"), torch.zeros(1, dtype=torch.long, device=self.device)
         sample: Reservoir | None = None
+        volume = torch.zeros(1, dtype=torch.float64, device=compute_device(self.device))
         passes = len(self._layers) + (0 if self.likelihood.conjugate else 1)
         line = ProgressLine(passes, progress)
         first = True
 
         def read() -> Iterator[Context]:
-            nonlocal first, counts, sample
+            nonlocal first, counts, sample, volume
             for batch in batches:
                 if first:
                     new = None if sample is None else sample.joined(batch, REFERENCE_SIZE, generator)
                     sample = Reservoir.of(batch, REFERENCE_SIZE, generator) if new is None else new
-                    counts = counts + batch.counts
+                    counts, volume = counts + batch.counts, volume + self.scaling.volume(batch)
                 yield self.scale(batch)
             first = False
 
@@ -357,7 +365,7 @@ class BNNP(nn.Module):
         finally:
             line.close()
         assert sample is not None
-        return self._posterior(particles, counts, batches.single, seed, None, sample)
+        return self._posterior(particles, counts, volume, single=batches.single, seed=seed, kept=None, sample=sample)
 
     def prior_samples(self, xt: Any, n: int, seed: int = 0, noisy: bool = False) -> Tensor:
         """Return n functions drawn from the prior at xt (M, d_x), with shape (n, M, d_y), in the user's units.
@@ -375,16 +383,25 @@ class BNNP(nn.Module):
         return self.condition(*empty, num_samples=n, seed=seed).predict(x).sample(n, noisy=noisy, seed=seed)
 
 
+def _bound(likelihood: Likelihood | None, y_dim: int) -> Likelihood:
+    """Return the likelihood with parameters for `y_dim` outputs."""
+    likelihood = Gaussian() if likelihood is None else likelihood
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(f"Expected likelihood as one of bnnp's, such as bnnp.Gaussian(). Got {type(likelihood).__name__}.")
+    return likelihood.bind(y_dim)
+
+
 def _widths(value: Any, name: str) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"Expected {name} as a sequence of widths such as (64, 64). Got {value!r}.")
     return tuple(check_count(width, f"{name} width") for width in value)
 
 
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"Expected {name} as True or False. Got {value!r}.")
-    return value
+def _flags(**values: Any) -> dict[str, bool]:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"Expected {name} as True or False. Got {value!r}.")
+    return values
 
 
 def _choose(value: str, known: Any, name: str) -> None:

@@ -80,6 +80,8 @@ class Posterior:
         applied: log weights that resampling has used up, with shape (S, T); None before any.
         past_evidence: log evidence of the updates before the last resampling, with shape (T,).
         ancestors: number of the draw from q that each particle goes back to, with shape (S, T); None before any resampling.
+        volume: what log-densities of the points seen lose on the way to the user's units, with shape (T,); worked out from `counts`
+            where it is None.
     """
 
     particles: Particles
@@ -93,6 +95,7 @@ class Posterior:
     past_evidence: Tensor
     applied: Tensor | None = None
     ancestors: Tensor | None = None
+    volume: Tensor | None = None
 
     save: ClassVar[Callable[..., None]]
     """Save the posterior in a folder; set by `bnnp.checkpoint`, since the core knows no files."""
@@ -237,9 +240,10 @@ class Posterior:
         value = value.to(self.model.dtype).to(self.model.device)
         return value.squeeze(-1) if self.single else value
 
-    def _volume(self, counts: Tensor) -> Tensor:
-        """Return what log-densities of so many points lose on the way back to the user's units."""
-        return counts.to(self.gained.device) * to_compute(self.scaling.log_volume, self.gained.dtype)
+    def _seen_volume(self) -> Tensor:
+        """Return what log-densities of the points seen lose on the way back to the user's units."""
+        volume = self.counts.to(self.scaling.y_scale.device) * self.scaling.log_volume if self.volume is None else self.volume
+        return to_compute(volume, self.gained.dtype).to(self.gained.device)
 
     def _log_lik(self, particles: Particles, points: Context) -> Tensor:
         """Return log p(points | f) of drawn networks with shape (S, T); points in the network's units."""
@@ -280,7 +284,7 @@ class Posterior:
         """Return what each particle says of `elbo`, with shape (S, T), in the precision of the factorisations."""
         if self.applied is not None:
             raise ValueError("Expected draws from q for the bound. Got resampled particles. Use diagnose().log_evidence, or refresh().")
-        return self._scored().elbo() - self._volume(self.counts)
+        return self._scored().elbo() - self._seen_volume()
 
     @property
     def log_importance(self) -> Tensor:
@@ -288,7 +292,7 @@ class Posterior:
 
         What resampling has used up is taken off, so the mean of the exponentials is the evidence of all points seen.
         """
-        weights = self._scored().log_weights - self._volume(self.counts)
+        weights = self._scored().log_weights - self._seen_volume()
         return weights if self.applied is None else weights - self.applied
 
     @property
@@ -321,7 +325,7 @@ class Posterior:
             many = f"{self.num_tasks} tasks, x with shape (tasks, points, columns)"
             want = "one task, x with shape (points, columns)" if self.single else many
             raise ValueError(f"Expected points of {want}, as the posterior has. Got x with shape {tuple(points.x.shape)[single:]}.")
-        self.likelihood.check(points.y)
+        self.likelihood.check(points.values)
         return points
 
     @torch.no_grad()
@@ -335,7 +339,7 @@ class Posterior:
         Arguments:
             x: inputs of the new points with shape (n, d_x) of one task, or (T, n, d_x) of many, in the user's units.
             y: outputs likewise.
-            mask: True = observed, with shape (n,) or (T, n).
+            mask: True = observed, with shape (n,) or (T, n), or for each output.
             reweight: let the particles gain weight; False is the paper's update, in which all stay equal.
 
         Raises:
@@ -350,7 +354,8 @@ class Posterior:
             particles, gain = self.particles.told(scaled, self.model.output_sites)
         else:
             particles, gain = self._told_drawn(scaled, reweight)
-        gain = gain - self._volume(points.counts)
+        volume = to_compute(self.scaling.volume(points), self.gained.dtype)
+        gain = gain - volume
         past = self.past_evidence
         if not reweight:  # what arrived still has a predictive density, under the weights as they are
             past = past + (normalise(self.gained).log() + gain).logsumexp(0)
@@ -358,6 +363,7 @@ class Posterior:
             self,
             particles=particles,
             counts=self.counts + points.counts,
+            volume=self._seen_volume() + volume,
             kept=None if self.kept is None else (*self.kept, points),
             sample=self.sample.joined(points, REFERENCE_SIZE, seeded(self.seed, f"sample {self.counts.tolist()}")),
             gained=self.gained + gain if reweight else self.gained,
