@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -383,6 +383,9 @@ class NetworkPrior:
             draws.append(each[chosen.to(like.device), torch.arange(n, device=like.device)])
             eps.append(z)
         return tuple(draws)
+
+    summary: ClassVar[Callable[[NetworkPrior], Any]]
+    """Return a table of what the prior says; set by `bnnp.reading`, since the core knows no reports."""
 
     def divergence(self) -> Tensor:
         """Return KL(p || N(0, I / p)) of all weights (of a mixture, an upper bound), a scalar."""
