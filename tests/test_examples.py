@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import bnnp
 
 FOLDER = Path(__file__).parents[1] / "examples"
-CHECKED = {"linear", "quickstart", "stream", "table"}
+CHECKED = {"classes", "counts", "linear", "quickstart", "stream", "table"}
 
 
 def run(name: str, **arguments: Any) -> Any:
@@ -64,3 +65,21 @@ def test_linear_is_exact_and_finds_the_prior() -> None:
     assert found["slope"] == pytest.approx(2.0, abs=0.15)
     assert found["intercept"] == pytest.approx(-1.0, abs=0.3)
     assert found["noise"] == pytest.approx(0.3, abs=0.02)
+
+
+def test_classes_are_told_apart_from_a_few_labelled_images(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("classes", steps=150, tests=20)
+    (log_p, accuracy), _ = found["this model"]
+    # A third and log 1/3 without learning anything.
+    assert accuracy > 0.5 and log_p > -1.0
+    assert found["class frequencies"][0][0] == pytest.approx(-math.log(3))
+    assert found["nearest class mean"][0][1] > 0.7
+    assert "logistic regression" in capsys.readouterr().out
+
+
+def test_counts_are_predicted_with_their_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("counts", steps=150, tests=30)
+    assert max(found, key=lambda name: found[name][0]) == "oracle"
+    assert found["this model, NegativeBinomial"][0] > found["this model, Poisson"][0]
+    assert found["this model, NegativeBinomial"][0] > found["oracle"][0] - 1.0
+    assert "95 % intervals hold" in capsys.readouterr().out

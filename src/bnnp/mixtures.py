@@ -10,6 +10,9 @@ from torch import Tensor
 
 __all__ = ["crps_gaussian_mixture", "crps_of_cdf", "crps_of_counts", "invert_cdf", "mixture_cdf", "mixture_moments", "mixture_quantile"]
 
+COUNTS = 8192
+"""From about this many terms on, sums over counts cost more than integrals."""
+
 _BLOCK_BYTES = 64 * 2**20  # largest working set of crps_gaussian_mixture
 
 
@@ -139,22 +142,30 @@ def crps_of_cdf(
     return value
 
 
-def crps_of_counts(cdf: Callable[[Tensor], Tensor], y: Tensor, last: int, most: int = 4096, at_once: int = 16) -> Tensor:
-    """Return the same score of whole numbers from 0, the sum over k of (F(k) - 1{k >= y})^2, with F = 1 taken from `last` on.
+def crps_of_counts(pmf: Callable[[Tensor], Tensor], y: Tensor, at_once: int = 64, tail: float = 1e-4) -> Tensor:
+    """Return the same score of counts, the sum over k = 0, 1, ... of (F(k) - 1{k >= y})^2, F(k) the sum of probabilities up to k.
 
-    Where there are more than `most` terms they are taken in steps, at the middle of each. Other arguments as for `crps_of_cdf`.
+    It ends where no more than `tail` lies beyond k and every y: what is left out is less than `tail` times the mean of what lies beyond.
+
+    Arguments:
+        pmf: probabilities of counts k with shape (k, 1, ...), as many axes as y and one, with shape (k, ...).
+        y: observations with shape (...).
+        at_once: number of counts k that are taken together.
+        tail: see above.
 
     Example:
-        >>> crps_of_counts(lambda k: (k >= 2).double(), torch.tensor(5.0), last=9)
-        tensor(3.)
+        >>> crps_of_counts(lambda k: (k == 2).double(), torch.tensor(5.0, dtype=torch.float64))
+        tensor(3., dtype=torch.float64)
     """
-    end = max(last, int(y.max())) + 1 if y.numel() else 1
-    step = -(-end // most)
-    total = torch.zeros_like(y)
-    for start in torch.arange(0, end, step).reshape(-1, *[1] * y.ndim).to(y).split(at_once):
-        below = (y - start).clamp(0, step) / step  # share of the step's numbers that are below y
-        F = cdf((start + (step - 1) // 2).expand(-1, *y.shape)).to(y.dtype)
-        total = total + step * (below * F.square() + (1 - below) * (1 - F).square()).sum(0)
+    total, F, start = torch.zeros_like(y), torch.zeros_like(y), 0
+    most = float(y.max()) if y.numel() else -1.0
+    while start <= most or bool((1 - F > tail).any()):
+        k = torch.arange(start, start + at_once, dtype=y.dtype, device=y.device).reshape(-1, *[1] * y.ndim)
+        up_to = F + pmf(k).cumsum(0)
+        total = total + (up_to - (k >= y).to(y.dtype)).square().sum(0)
+        F, start = up_to[-1], start + at_once
+        if start > COUNTS + most:
+            break
     return total
 
 

@@ -414,18 +414,13 @@ def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torc
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(-1)
     x = torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)
     y = torch.nn.utils.rnn.pad_sequence(ys, batch_first=True)
-    mask = mask.to(x.device)
+    context = Context(x, y, mask.to(x.device))
     if any(given is not None for _, _, given in triples):
-        parts = []
-        for (_, _, given), own in zip(triples, ys, strict=True):
-            own_mask = (
-                torch.ones(len(own), dtype=torch.bool) if given is None else _check_mask(given, (len(own),), own.shape[-1], "each mask")
-            )
-            parts.append((own_mask if own_mask.ndim == 2 else own_mask.unsqueeze(-1)).to(x.device).expand(own.shape))
-        padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        context, _ = make_context(x, y, padded, x_dim=x.shape[-1], y_dim=y.shape[-1], name="")
-    else:
-        context = Context(x, y, mask)
+        given = [torch.ones(len(y), dtype=torch.bool) if g is None else g for y, (_, _, g) in zip(ys, triples, strict=True)]
+        masks = [_check_mask(g, (len(y),), y.shape[1], "each mask").reshape(len(y), -1) for y, g in zip(ys, given, strict=True)]
+        whole = [mask.to(x.device).expand(y.shape) for mask, y in zip(masks, ys, strict=True)]
+        seen = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
+        context, _ = make_context(x, y, seen, x_dim=x.shape[-1], y_dim=y.shape[-1], name="")
     return context.to(device=device or x.device, dtype=dtype or x.dtype)
 
 

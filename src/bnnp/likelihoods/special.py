@@ -13,7 +13,8 @@ MAX_TERMS = 20_000
 def betainc(a: Tensor, b: Tensor, x: Tensor, x_complement: Tensor) -> Tensor:
     """Return I_x(a, b), by its continued fraction on the side where that converges fast; not differentiable.
 
-    It takes of the order of sqrt(max(a, b)) terms, and is right to about 1e-13 a term's digits in float64.
+    It takes of the order of sqrt(max(a, b)) terms. Errors are those of differences of log-gammas: a relative 1e-12 for parameters in the
+    hundreds, 1e-9 in the millions, in float64.
 
     Arguments:
         a: first parameter, positive.
@@ -35,12 +36,14 @@ def betainc(a: Tensor, b: Tensor, x: Tensor, x_complement: Tensor) -> Tensor:
         a, b, x, y = torch.where(swap, b, a), torch.where(swap, a, b), torch.where(swap, y, x), torch.where(swap, x, y)
         tiny = torch.finfo(x.dtype).tiny
         log_front = torch.special.xlogy(a, x) + torch.special.xlogy(b, y) + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
-        value = (log_front.exp() / a * _fraction(a, b, x, tiny)).clamp(0.0, 1.0)
+        front = log_front.exp() / a
+        # What is taken off one needs no digits of its own.
+        value = (front * _fraction(a, b, x, tiny, torch.where(swap, 1e-17, 1e-30) / front)).clamp(0.0, 1.0)
         return torch.where(swap, 1 - value, value)
 
 
-def _fraction(a: Tensor, b: Tensor, x: Tensor, tiny: float) -> Tensor:
-    """Return the continued fraction by Lentz's method, for x <= (a + 1) / (a + b + 2)."""
+def _fraction(a: Tensor, b: Tensor, x: Tensor, tiny: float, enough: Tensor) -> Tensor:
+    """Return the continued fraction by Lentz's method, for x <= (a + 1) / (a + b + 2); errors below `enough` do not matter."""
 
     def safe(v: Tensor) -> Tensor:
         return torch.where(v.abs() < tiny, tiny, v)
@@ -58,6 +61,7 @@ def _fraction(a: Tensor, b: Tensor, x: Tensor, tiny: float) -> Tensor:
         d, c = safe(1 + odd * d).reciprocal(), safe(1 + odd / c)
         step = d * c
         h = h * step
-        if m % 4 == 0 and bool(((step - 1).abs() <= eps).all()):  # looked at now and then, since looking costs as much as a term
+        # Looked at now and then, since looking costs as much as a term.
+        if m % 4 == 0 and not bool((((step - 1).abs() > eps) & ((step - 1).abs() * h.abs() > enough)).any()):
             break
     return h
