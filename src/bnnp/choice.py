@@ -40,7 +40,7 @@ SHARE_HELD_OUT = 0.2
 OWN = ("validation", "folder", "resume", "shrinkage", "keep", "progress", "seed")
 
 Build = Callable[[Prior], BNNP]
-Split = tuple[Tensor, Tensor, Tensor, Tensor]
+Split = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -234,18 +234,21 @@ def _folds(count: int, share: float | None, folds: int | Sequence[Sequence[int]]
 
 
 def random_splits(tasks: Sequence[Task], context: tuple[float, float] | tuple[int, int], count: int, seed: int) -> list[Split]:
-    """Return `count` random splits of each task, one task after another, with contexts of sizes from a range of proportions or counts."""
+    """Return `count` random splits of each task, one task after another, with contexts of sizes from a range of proportions or counts.
+
+    A split is (xc, yc, xt, yt), or (xc, yc, mask_c, xt, yt, mask_t) where outputs of some task are missing.
+    """
     generator = seeded(seed, "choice")
     low, high = context
-    found = []
+    masked, found = any(task.seen is not None for task in tasks), []
     for task in tasks:
-        x, y = task.x, task.y
+        parts = (task.x, task.y, task.observed) if masked else (task.x, task.y)
         for _ in range(count):
             u = float(torch.rand((), generator=generator))
-            n = low + math.floor(u * (high - low + 1)) if isinstance(low, int) else round((low + u * (high - low)) * len(x))
-            order = torch.randperm(len(x), generator=generator)
-            n = max(1, min(int(n), len(x) - 1))
-            found.append((x[order[:n]], y[order[:n]], x[order[n:]], y[order[n:]]))
+            n = low + math.floor(u * (high - low + 1)) if isinstance(low, int) else round((low + u * (high - low)) * len(task))
+            order = torch.randperm(len(task), generator=generator)
+            n = max(1, min(int(n), len(task) - 1))
+            found.append(tuple(part[at] for at in (order[:n], order[n:]) for part in parts))
     return found
 
 
@@ -338,7 +341,8 @@ class _Study:
 def _key(model: BNNP, candidate: Candidate, tasks: Sequence[Task], training: dict[str, Any], seed: int) -> str:
     """Return what tells one run from another."""
     digest = hashlib.sha256(json.dumps([model_header(model), dataclasses.astuple(candidate), training, seed], default=str).encode())
-    for tensor in [*model.state_dict().values(), *(part for task in tasks for part in task)]:
+    parts = [part for task in tasks for part in (task.x, task.y, *(() if task.seen is None else (task.seen,)))]
+    for tensor in [*model.state_dict().values(), *parts]:
         digest.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
