@@ -154,6 +154,12 @@ def choose_prior(
     Raises:
         ValueError: settings that do not fit, too few tasks for the folds, or a folder of another choice.
         TrainingError: no candidate could be trained.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 6).unsqueeze(-1)
+        >>> few = {"fractions": (1.0,), "shrinkages": (), "folds": 2, "steps": 1, "progress": False}
+        >>> choose_prior({"x_dim": 1, "y_dim": 1, "hidden": (2,)}, [(x, a * x) for a in range(4)], **few).best["name"]
+        'all learned'
     """
     base, maker = _maker(build, prior)
     candidates = _candidates(base, fractions, shrinkages)
@@ -328,8 +334,8 @@ class _Study:
             return load(folder / "last").to(model.device), found
         options = {**self.training, "shrinkage": candidate.shrinkage, "seed": self.seed, "folder": folder, "resume": folder is not None}
         result = meta_train(model, tasks, keep="last", progress=False, **options)
-        found = {"key": key, "divergence": result.history[-1]["divergence"], "seconds": result.seconds}
-        found["divergence"] = math.nan if found["divergence"] is None else found["divergence"]
+        divergence = result.history[-1]["divergence"]
+        found = {"key": key, "divergence": math.nan if divergence is None else divergence, "seconds": result.seconds}
         if held_out:
             scores = evaluate(model, splits, num_samples=self.score_samples, seed=self.seed).per_task["joint_log_density"]
             found["scores"] = scores.reshape(len(held_out), self.splits).mean(1).tolist()
