@@ -163,6 +163,11 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.
     # More candidates may join; other tasks or settings may not.
     more = bnnp.choose_prior(SETTINGS, tasks(4), **{**options, "shrinkages": (0.5, 2.0)})
     assert count == 8 + 2 + (more.best["name"] == "shrinkage 2") and len(more.rows) == 4
+    worst = min(again.rows, key=lambda row: row["score"])["name"]
+    # Another candidate is chosen once the others are out of the race: its model joins the first one's.
+    names = {"fixed": {"fractions": (0.0,)}, "all learned": {"fractions": (1.0,)}, "shrinkage 0.5": {"shrinkages": (0.5,)}}
+    alone = bnnp.choose_prior(SETTINGS, tasks(4), **{**options, "fractions": (), "shrinkages": (), **names[worst]})
+    assert alone.best["name"] == worst != again.best["name"]
     for changed in ({"steps": 4}, {"splits": 3}, {"seed": 1}):
         with pytest.raises(ValueError, match="Use another folder"):
             bnnp.choose_prior(SETTINGS, tasks(4), **{**options, **changed})

@@ -303,7 +303,7 @@ class _Study:
         chosen = next(iter(models))
         if not self.validation:
             line.show(len(candidates) * len(self.cuts), f"{chosen.name} on all tasks")
-            models[chosen] = self.train(chosen, self.tasks, "chosen")[0]
+            models[chosen] = self.train(chosen, self.tasks, f"chosen, {chosen.name}")[0]  # another may be chosen later
         line.show(line.steps, f"chosen: {chosen.name}")
         return Choice(_compared(rows, candidates.index(chosen)), models[chosen], len(self.cuts))
 
