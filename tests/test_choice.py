@@ -125,6 +125,18 @@ def test_splits_part_a_task_and_their_sizes_fill_the_range(context: tuple[Any, A
         torch.testing.assert_close(torch.cat([yc, yt]), 2 * torch.cat([xc, xt]))
 
 
+def test_missing_outputs_are_neither_learned_from_nor_scored() -> None:
+    data: list[Any] = []
+    for x, y in tasks(4):
+        seen = torch.rand(len(x), 2, generator=torch.Generator().manual_seed(len(data))) < 0.7
+        data.append((x, torch.cat([y, -y], 1), seen))
+    garbage = [(x, torch.where(seen, y, torch.full_like(y, 1e6)), seen) for x, y, seen in data]
+    settings = {**SETTINGS, "y_dim": 2, "missing_outputs": True}
+    options: dict[str, Any] = {"folds": 2, "fractions": (1.0,), "shrinkages": (), **QUICK}
+    found = [bnnp.choose_prior(settings, one, **options).best["per_task"] for one in (data, garbage)]
+    assert found[0] == found[1] and all(math.isfinite(v) for v in found[0])
+
+
 def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"fractions": (0.0, 1.0), "shrinkages": (0.5,), "folds": 2, "folder": tmp_path, **QUICK}
     whole = bnnp.choose_prior(SETTINGS, tasks(4), **{**options, "folder": None})
@@ -151,6 +163,11 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, monkeypatch: pytest.
     # More candidates may join; other tasks or settings may not.
     more = bnnp.choose_prior(SETTINGS, tasks(4), **{**options, "shrinkages": (0.5, 2.0)})
     assert count == 8 + 2 + (more.best["name"] == "shrinkage 2") and len(more.rows) == 4
+    worst = min(again.rows, key=lambda row: row["score"])["name"]
+    # Another candidate is chosen once the others are out of the race: its model joins the first one's.
+    names = {"fixed": {"fractions": (0.0,)}, "all learned": {"fractions": (1.0,)}, "shrinkage 0.5": {"shrinkages": (0.5,)}}
+    alone = bnnp.choose_prior(SETTINGS, tasks(4), **{**options, "fractions": (), "shrinkages": (), **names[worst]})
+    assert alone.best["name"] == worst != again.best["name"]
     for changed in ({"steps": 4}, {"splits": 3}, {"seed": 1}):
         with pytest.raises(ValueError, match="Use another folder"):
             bnnp.choose_prior(SETTINGS, tasks(4), **{**options, **changed})

@@ -40,7 +40,7 @@ SHARE_HELD_OUT = 0.2
 OWN = ("validation", "folder", "resume", "shrinkage", "keep", "progress", "seed")
 
 Build = Callable[[Prior], BNNP]
-Split = tuple[Tensor, Tensor, Tensor, Tensor]
+Split = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,12 @@ def choose_prior(
     Raises:
         ValueError: settings that do not fit, too few tasks for the folds, or a folder of another choice.
         TrainingError: no candidate could be trained.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 6).unsqueeze(-1)
+        >>> few = {"fractions": (1.0,), "shrinkages": (), "folds": 2, "steps": 1, "progress": False}
+        >>> choose_prior({"x_dim": 1, "y_dim": 1, "hidden": (2,)}, [(x, a * x) for a in range(4)], **few).best["name"]
+        'all learned'
     """
     base, maker = _maker(build, prior)
     candidates = _candidates(base, fractions, shrinkages)
@@ -234,18 +240,21 @@ def _folds(count: int, share: float | None, folds: int | Sequence[Sequence[int]]
 
 
 def random_splits(tasks: Sequence[Task], context: tuple[float, float] | tuple[int, int], count: int, seed: int) -> list[Split]:
-    """Return `count` random splits of each task, one task after another, with contexts of sizes from a range of proportions or counts."""
+    """Return `count` random splits of each task, one task after another, with contexts of sizes from a range of proportions or counts.
+
+    A split is (xc, yc, xt, yt), or (xc, yc, mask_c, xt, yt, mask_t) where outputs of some task are missing.
+    """
     generator = seeded(seed, "choice")
     low, high = context
-    found = []
+    masked, found = any(task.seen is not None for task in tasks), []
     for task in tasks:
-        x, y = task.x, task.y
+        parts = (task.x, task.y, task.observed) if masked else (task.x, task.y)
         for _ in range(count):
             u = float(torch.rand((), generator=generator))
-            n = low + math.floor(u * (high - low + 1)) if isinstance(low, int) else round((low + u * (high - low)) * len(x))
-            order = torch.randperm(len(x), generator=generator)
-            n = max(1, min(int(n), len(x) - 1))
-            found.append((x[order[:n]], y[order[:n]], x[order[n:]], y[order[n:]]))
+            n = low + math.floor(u * (high - low + 1)) if isinstance(low, int) else round((low + u * (high - low)) * len(task))
+            order = torch.randperm(len(task), generator=generator)
+            n = max(1, min(int(n), len(task) - 1))
+            found.append(tuple(part[at] for at in (order[:n], order[n:]) for part in parts))
     return found
 
 
@@ -294,7 +303,7 @@ class _Study:
         chosen = next(iter(models))
         if not self.validation:
             line.show(len(candidates) * len(self.cuts), f"{chosen.name} on all tasks")
-            models[chosen] = self.train(chosen, self.tasks, "chosen")[0]
+            models[chosen] = self.train(chosen, self.tasks, f"chosen, {chosen.name}")[0]  # another may be chosen later
         line.show(line.steps, f"chosen: {chosen.name}")
         return Choice(_compared(rows, candidates.index(chosen)), models[chosen], len(self.cuts))
 
@@ -325,8 +334,8 @@ class _Study:
             return load(folder / "last").to(model.device), found
         options = {**self.training, "shrinkage": candidate.shrinkage, "seed": self.seed, "folder": folder, "resume": folder is not None}
         result = meta_train(model, tasks, keep="last", progress=False, **options)
-        found = {"key": key, "divergence": result.history[-1]["divergence"], "seconds": result.seconds}
-        found["divergence"] = math.nan if found["divergence"] is None else found["divergence"]
+        divergence = result.history[-1]["divergence"]
+        found = {"key": key, "divergence": math.nan if divergence is None else divergence, "seconds": result.seconds}
         if held_out:
             scores = evaluate(model, splits, num_samples=self.score_samples, seed=self.seed).per_task["joint_log_density"]
             found["scores"] = scores.reshape(len(held_out), self.splits).mean(1).tolist()
@@ -338,7 +347,8 @@ class _Study:
 def _key(model: BNNP, candidate: Candidate, tasks: Sequence[Task], training: dict[str, Any], seed: int) -> str:
     """Return what tells one run from another."""
     digest = hashlib.sha256(json.dumps([model_header(model), dataclasses.astuple(candidate), training, seed], default=str).encode())
-    for tensor in [*model.state_dict().values(), *(part for task in tasks for part in task)]:
+    parts = [part for task in tasks for part in (task.x, task.y, *(() if task.seen is None else (task.seen,)))]
+    for tensor in [*model.state_dict().values(), *parts]:
         digest.update(str(tuple(tensor.shape)).encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
