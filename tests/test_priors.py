@@ -310,3 +310,26 @@ def test_sites_are_residuals_from_the_mean_of_each_particle() -> None:
     sites = given.sites(A, y, root)
     assert isinstance(sites, Sites) and given.mean.shape == (4, 2, 2, 4)
     torch.testing.assert_close(sites.resid, -torch.einsum("stnp,stup->stnu", A, given.mean))
+
+
+def test_a_layer_of_a_network_prior_is_the_dense_conditional_given_the_layers_before() -> None:
+    """Prior of the second layer's weights given the first's, by the Schur complement of one dense covariance; then its posterior, densely."""
+    layers = moved("network", (2, 3, 2))
+    n1, g = layers[0].rank, torch.Generator().manual_seed(3)
+    rows = torch.cat([torch.nn.functional.pad(la.dense().flatten(0, 1), (0, 17 - la.dense().shape[-1])) for la in layers]).detach()
+    C, mean = rows @ rows.T, torch.cat([la.mean.flatten() for la in layers]).detach()
+    eps = randn(1, 1, 1, n1, generator=g)
+    first = layers[0].given().weights(eps).flatten().detach()
+    gain = C[n1:, :n1] @ torch.linalg.inv(C[:n1, :n1])
+    prior_mean, prior_cov = mean[n1:] + gain @ (first - mean[:n1]), C[n1:, n1:] - gain @ C[:n1, n1:]
+    given = layers[1].given([eps])
+    A = torch.cat([randn(1, 1, 5, 3, generator=g), torch.ones(1, 1, 5, 1, dtype=torch.float64)], dim=-1)
+    y, root = randn(1, 5, 2, generator=g), randn(1, 5, 2, generator=g).exp()
+    q = condition(given.core, *given.problem(A, given.sites(A, y, root)))
+    X, noise = reference.layer_block(A[0, 0], 2), torch.diag(1 / root[0].flatten().square())
+    K = X @ prior_cov @ X.T + noise
+    want = prior_mean + prior_cov @ X.T @ torch.linalg.solve(K, y[0].flatten() - X @ prior_mean)
+    assert relative_error(given.weights(q.mean).flatten(), want) <= 1e-9
+    L = given.factor.tensors[0].flatten(0, 1)
+    assert relative_error(L @ q.covariance[0, 0, 0] @ L.T, prior_cov - prior_cov @ X.T @ torch.linalg.solve(K, X @ prior_cov)) <= 1e-9
+    assert relative_error(q.log_z.squeeze(), reference.gaussian_log_density(y[0].flatten(), X @ prior_mean, K)) <= 1e-9
