@@ -313,7 +313,7 @@ def test_sites_are_residuals_from_the_mean_of_each_particle() -> None:
 
 
 def test_a_layer_of_a_network_prior_is_the_dense_conditional_given_the_layers_before() -> None:
-    """Prior of the second layer's weights given the first's, by the Schur complement of one dense covariance; then its posterior, densely."""
+    """The prior of the second layer given the first, by the Schur complement of one dense covariance, and its posterior."""
     layers = moved("network", (2, 3, 2))
     n1, g = layers[0].rank, torch.Generator().manual_seed(3)
     rows = torch.cat([torch.nn.functional.pad(la.dense().flatten(0, 1), (0, 17 - la.dense().shape[-1])) for la in layers]).detach()
