@@ -19,20 +19,32 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "bnnp"
 
-# What the core stands on: numerics and small helpers that know nothing of networks, priors or posteriors.
-BASE = ["seeds", "progress", "importance", "mixtures", "linalg", "likelihoods"]
+# What the core stands on: numerics, data and catalogues of structures, that know nothing of networks and posteriors.
+BASE = [
+    "seeds",
+    "progress",
+    "importance",
+    "mixtures",
+    "tails",
+    "linalg",
+    "tasks",
+    "scaling",
+    "likelihoods",
+    "factors",
+    "structures",
+]
 # A core module imports only from those before it.
 CORE = [
     *BASE,
-    "tasks",
-    "scaling",
     "priors",
     "conjugate",
     "draws",
     "layers",
+    "wide",
     "streaming",
     "particles",
     "predictive",
+    "chain",
     "posterior",
     "networks",
     "objectives",

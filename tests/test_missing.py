@@ -14,7 +14,7 @@ from torch import Tensor
 import bnnp
 import reference
 from bnnp.tasks import Context, collate, make_context, split
-from laws import INSTANCES, randn, relative_error
+from laws import INSTANCES, randn, relative_error, unit_factors
 
 F64 = torch.float64
 Data = tuple[Tensor, Tensor, Tensor]
@@ -98,7 +98,7 @@ def test_a_point_of_which_nothing_was_seen_is_masked(name: str) -> None:
 def test_a_linear_model_regresses_each_output_on_its_own_rows(kind: str, shared: bool) -> None:
     model, (x, y, seen), (xt, yt, seen_t) = build(kind, shared, hidden=()), data(9), data(5, seed=2)
     s, prior = model.scaling, next(iter(model.prior))
-    noise, means, factors = model.likelihood.noise_std.detach(), prior.mean.detach(), prior.dense_factor().detach()  # type: ignore[operator, union-attr]
+    noise, means, factors = model.likelihood.noise_std.detach(), prior.mean.detach(), torch.stack(unit_factors(prior)).detach()  # type: ignore[operator, union-attr]
     A, At = (torch.cat([s.x(v), torch.ones(len(v), 1, dtype=F64)], dim=-1) for v in (x, xt))
     posterior = model.condition(x, y, mask=seen, num_samples=3)
     p = posterior.predict(xt)

@@ -23,10 +23,11 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from bnnp.chain import learned
 from bnnp.conjugate import PointSum, point_sum
 from bnnp.draws import Normal
 from bnnp.linalg import compute_device, to_compute
-from bnnp.networks import BNNP, learned
+from bnnp.networks import BNNP
 from bnnp.particles import Particles, drawn_log_lik
 from bnnp.seeds import check_count
 from bnnp.streaming import Stream
@@ -93,11 +94,12 @@ class _Pass:
         seed = zlib.crc32(state, len(parts))
         return Stream(lambda: parts, self.gradient, torch.Generator().manual_seed(seed))
 
-    def particles(self, context: Context, canonical: bool = False) -> Particles:
-        """Return particles from q(. | context), given a scaled context."""
+    def particles(self, context: Context, canonical: bool = False, target: Context | None = None) -> Particles:
+        """Return particles from q(. | context), given a scaled context, to be asked about a scaled target (or about nothing)."""
         draw = training_noise(self.model, self.generator)
         if self.context_batch_size is None:
-            return self.model.particles(context, self.num_samples, draw, canonical)
+            beyond = context.x[:, :0] if target is None else target.x if self.target_batch_size is None else None
+            return self.model.particles(context, self.num_samples, draw, canonical, beyond)
         return self.model.streamed_particles(self.stream(context, self.context_batch_size), self.num_samples, draw, canonical)
 
     def log_lik(self, particles: Particles, points: Context, size: int | None) -> Tensor:
@@ -137,13 +139,14 @@ class _Pass:
     def _observed(self, particles: Particles, target: Context) -> PointSum:
         """Return the sums over targets as observations of the last layer with the likelihood's own noise."""
 
-        def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            model = self.model
-            noise = dataclasses.replace(particles, weights=weights, noise_std=getattr(model.likelihood, "noise_std", None))
-            return point_sum(*noise.observations(points.x, points.y, points.observed)).tensors
+        drawn = len(particles.weights)
 
-        parameters = learned(self.model.likelihood, particles.output.prior)
-        return PointSum(*self.stream(target, self.target_batch_size).sum(part, particles.weights, parameters))
+        def part(points: Context, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            here = dataclasses.replace(particles, weights=tensors[:drawn], given=particles.given.rebuild(*tensors[drawn:]))
+            return point_sum(*here.observations(points.x, points.y, points.observed)).tensors
+
+        tensors = (*particles.weights, *particles.given.tensors)
+        return PointSum(*self.stream(target, self.target_batch_size).sum(part, tensors, learned(self.model.likelihood)))
 
     def volume(self, points: Context) -> Tensor:
         """Return what log-densities of these points lose on the way back to the user's units, with shape (T,)."""
@@ -151,12 +154,13 @@ class _Pass:
 
     def elbo(self, particles: Particles, context: Context, beta: float) -> Tensor:
         """Return ELL - beta KL of a scaled context, in the user's units, with shape (T,)."""
-        return self.scored(particles, context).elbo(beta).mean(0) - self.volume(context)
+        scored = self.scored(particles, context)
+        return scored.mean(scored.elbo(beta)) - self.volume(context)
 
     def log_predictive(self, particles: Particles, target: Context) -> Tensor:
         """Return PPL of a scaled target, in the user's units, with shape (T,)."""
         each = self.target_log_lik(particles, target)
-        return each.logsumexp(0) - math.log(particles.num_samples) - self.volume(target)
+        return particles.log_mean_exp(each) - self.volume(target)
 
 
 def avi(
@@ -186,7 +190,8 @@ def npml(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gener
     It rewards prediction only, and identifies neither prior nor posterior.
     """
     with_data = _Pass(model, num_samples, generator, **batches)
-    return with_data.done(with_data.log_predictive(with_data.particles(model.scale(batch.context)), model.scale(batch.target)))
+    target = model.scale(batch.target)
+    return with_data.done(with_data.log_predictive(with_data.particles(model.scale(batch.context), target=target), target))
 
 
 def pp_avi(
@@ -197,9 +202,9 @@ def pp_avi(
     The same particles serve both parts; beta below 1 is for very sharp processes.
     """
     with_data = _Pass(model, num_samples, generator, **batches)
-    context = model.scale(batch.context)
-    particles = with_data.particles(context)
-    predictive = with_data.log_predictive(particles, model.scale(batch.target))
+    context, target = model.scale(batch.context), model.scale(batch.target)
+    particles = with_data.particles(context, target=target)
+    predictive = with_data.log_predictive(particles, target)
     return with_data.done(beta * predictive + with_data.elbo(particles, context, beta))
 
 
@@ -211,7 +216,7 @@ def npvi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gener
     with_data = _Pass(model, num_samples, generator, **batches)
     context, target = model.scale(batch.context), model.scale(batch.target)
     streams = with_data.stream(context, with_data.context_batch_size), with_data.stream(target, with_data.target_batch_size)
-    particles, kl = model.paired_particles(*streams, num_samples, training_noise(model, generator))
+    particles, kl = model.chain.paired_particles(*streams, num_samples, training_noise(model, generator))
     return with_data.done(with_data.expected_log_lik(particles, target).mean(0) - kl.mean(0) - with_data.volume(target))
 
 

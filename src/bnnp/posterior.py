@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bnnp.importance import effective_sample_size, log_mean_exp, normalise, psis, systematic
-from bnnp.likelihoods import Likelihood, noise_of
+from bnnp.likelihoods import Likelihood
 from bnnp.linalg import to_compute
 from bnnp.particles import Particles, drawn_log_lik
 from bnnp.predictive import GaussianPredictive, Predictive, SampledPredictive
@@ -55,8 +55,8 @@ class Network(Protocol):
         """Return a context in the network's units."""
         ...
 
-    def output_sites(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Return the last layer's pseudo-observations and the square roots of their precisions."""
+    def output_sites(self, context: Context, A: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the last layer's pseudo-observations and their precisions."""
         ...
 
     def forward(self, context: Context, num_samples: int = 64, seed: int = 0, single: bool = False) -> Posterior:
@@ -106,7 +106,9 @@ class Posterior:
         """Return the same posterior on a copy of the model, which training may change."""
         model: Any = copy.deepcopy(self.model)
         model.requires_grad_(False)
-        particles = dataclasses.replace(self.particles, output=model.layers[-1], noise_std=noise_of(model.likelihood))
+        own = self.particles
+        given = own.given.rebuild(*(t.detach().clone() for t in own.given.tensors))
+        particles = dataclasses.replace(own, given=given, likelihood=model.likelihood)
         return dataclasses.replace(self, particles=particles, model=model)
 
     @property
@@ -170,7 +172,7 @@ class Posterior:
             ValueError: a wrong width, another number of tasks, or inputs that are not finite.
         """
         x = self._inputs(xt)
-        widest = max(W.shape[-1] for W in (*self.particles.weights, self.particles.output.prior.relative_mean))
+        widest = max(W.shape[-1] for W in (*self.particles.weights, self.particles.given.mean))
         fits = max(1, PREDICT_BYTES // (8 * self.num_samples * self.num_tasks * widest))
         size = fits if batch_size is None else check_count(batch_size, "batch_size")
         log_weights = psis(self.log_importance)[0] if reweight else normalise(self.gained).log()
@@ -201,7 +203,7 @@ class Posterior:
         if particles.last is None or z is None:
             return particles.weights
         eps = particles.last.draw(z.expand(n, self.num_tasks, *z.shape[2:]))
-        return (*particles.weights, particles.output.weights(eps))
+        return (*particles.weights, particles.given.weights(eps))
 
     @torch.no_grad()
     def sample_weights(self, n: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -266,7 +268,7 @@ class Posterior:
     @property
     def kl(self) -> Tensor:
         """Return KL(q || p) of each task with shape (T,): closed form in each layer, Monte Carlo over the layers before it."""
-        return self.per_task(self.particles.kl.mean(0))
+        return self.per_task(self.particles.mean(self.particles.kl))
 
     @property
     def elbo(self) -> Tensor:
@@ -275,7 +277,7 @@ class Posterior:
         Raises:
             ValueError: the particles were resampled, so they are no longer draws from q.
         """
-        return self.per_task(self.bounds.mean(0))
+        return self.per_task(self.particles.mean(self.bounds))
 
     @property
     def bounds(self) -> Tensor:
@@ -349,7 +351,7 @@ class Posterior:
         points = self._points(x, y, mask)
         scaled = self.model.scale(points)
         if self.particles.last is not None:
-            particles, gain = self.particles.told(scaled, self.model.output_sites(scaled))
+            particles, gain = self.particles.told(scaled, self.model.output_sites)
         else:
             particles, gain = self._told_drawn(scaled, reweight)
         volume = to_compute(self.scaling.volume(points), self.gained.dtype)
@@ -380,7 +382,7 @@ class Posterior:
             gain = self._log_lik(before, points)
             assert before.log_lik is not None
             return dataclasses.replace(before, log_lik=before.log_lik + gain), gain
-        told, _ = self.particles.told(points, self.model.output_sites(points))
+        told, _ = self.particles.told(points, self.model.output_sites)
         if self.kept is None:
             return told, self._log_lik(self.particles, points)
         log_lik = self._log_lik_of_kept(told) + self._log_lik(told, points)
@@ -398,7 +400,7 @@ class Posterior:
         used = self.gained - evidence if self.applied is None else self.applied + self.gained - evidence
         return dataclasses.replace(
             self,
-            particles=self.particles.picked(index),
+            particles=dataclasses.replace(self.particles.picked(index), share=None),
             gained=torch.zeros_like(self.gained),
             past_evidence=self.past_evidence + evidence,
             applied=used.gather(0, index),

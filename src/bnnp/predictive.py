@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, MixtureSameFamily, MultivariateNormal, Normal
 
 from bnnp.conjugate import site_sum
-from bnnp.likelihoods import Heteroscedastic, Likelihood
-from bnnp.linalg import to_compute
+from bnnp.likelihoods import Heteroscedastic, Likelihood, noise_factor
+from bnnp.linalg import cholesky, log_det, solve_lower, to_compute
 from bnnp.mixtures import (
     COUNTS,
     crps_gaussian_mixture,
@@ -324,8 +324,8 @@ class GaussianPredictive(Predictive):
     @property
     def components(self) -> tuple[Tensor, Tensor]:
         """Return means and standard deviations (noise included) of the S Gaussians of each output, each (S, T, M, d_y)."""
-        found = self._parts()[1]
-        return self._out(found["loc"], 1), self._out(found["scale"], 1)
+        mean = self._over_points(lambda f, _: f * self._unit + self._shift, axis=2)
+        return self._out(mean, 1), self._out(self._over_points(lambda _, v: self._std_s(v) * self._unit, axis=2), 1)
 
     def _mean(self) -> Tensor:
         return self._over_points(lambda f, _: (self._w * f).sum(0))
@@ -334,7 +334,29 @@ class GaussianPredictive(Predictive):
         variance = self._over_points(lambda f, v: mixture_moments(f, v, self._w)[1])
         return variance + self._noise**2 if noise else variance
 
+    def _covariances(self, x: Tensor) -> Tensor:
+        """Return the covariance of the outputs of each point given each particle, noise included, with shape (S, T, M, d_y, d_y)."""
+        particles = self._posterior.particles
+        with torch.no_grad():
+            C = noise_factor(particles.likelihood)
+            noise = torch.diag(self._noise**2) if C is None else to_compute(C @ C.mT, particles.dtype)
+            return particles.covariance(self._posterior.scaling.x(x)) + noise
+
+    def _log_prob_coupled(self, y: Tensor, seen: Tensor, x: Tensor, f: Tensor) -> Tensor:
+        """Return log densities of points (T, M) whose outputs depend on each other given a particle."""
+        K, seen = self._covariances(x), seen.expand(*f.shape[1:])
+        # Outputs that were not seen become independent ones of variance 1 and residual 0, which add nothing but a constant.
+        K = torch.where(seen.unsqueeze(-1) & seen.unsqueeze(-2), K, torch.eye(K.shape[-1], dtype=K.dtype, device=K.device))
+        root, r = cholesky(K), torch.where(seen, y - f, torch.zeros_like(f))
+        white = solve_lower(root, r.unsqueeze(-1)).squeeze(-1)
+        count = seen.sum(-1)
+        each = -0.5 * (white.square().sum(-1) + log_det(root) + count * math.log(2 * math.pi))
+        return (each + self._log_w.unsqueeze(-1)).logsumexp(0)
+
     def _log_prob_each(self, y: Tensor, seen: Tensor) -> Tensor:
+        if self._posterior.particles.coupled:
+            return self._over_points(lambda f, _, y, seen, x: self._log_prob_coupled(y, seen, x, f), y, seen, self._x)
+
         def density(f: Tensor, variance: Tensor, y: Tensor, seen: Tensor) -> Tensor:
             s = self._std_s(variance)
             each = (seen * (-0.5 * ((y - f) / s) ** 2 - s.log() - 0.5 * math.log(2 * math.pi))).sum(-1)
@@ -366,6 +388,10 @@ class GaussianPredictive(Predictive):
 
     def _parts(self) -> tuple[Callable[..., Distribution], dict[str, Tensor]]:
         mean = self._over_points(lambda f, _: f * self._unit + self._shift, axis=2)
+        if self._posterior.particles.coupled and mean.shape[-1] > 1:
+            unit = self._unit.expand(mean.shape[-1])
+            covariance = self._over_points(lambda _, v, x: self._covariances(x), self._x, axis=2) * unit * unit.unsqueeze(-1)
+            return MultivariateNormal, {"loc": mean, "scale_tril": cholesky(covariance)}
         return Normal, {"loc": mean, "scale": self._over_points(lambda _, v: self._std_s(v) * self._unit, axis=2)}
 
     def quantile(self, q: float) -> Tensor:

@@ -214,16 +214,18 @@ class Stream:
         self._source, self.gradient, self.generator, self.watch = read, gradient, generator, watch
         self.passes = self.sums = 0
         self._shape: tuple[int, int] | None = None
+        self._counts: Tensor | None = None
 
     def _read(self) -> Iterator[Context]:
-        batches = points = 0
+        batches, points, counts = 0, 0, None
         for batch in self._source():
             batches, points = batches + 1, points + batch.x.shape[1]
+            counts = batch.counts if counts is None else counts + batch.counts
             yield batch
             if self.watch is not None:
                 self.watch(self.passes)
         self.passes += 1
-        self._shape = (batches, points)
+        self._shape, self._counts = (batches, points), counts
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -233,6 +235,12 @@ class Stream:
                 pass
         assert self._shape is not None
         return self._shape
+
+    @property
+    def counts(self) -> Tensor:
+        """Return the number of observed points of each task, with shape (T,)."""
+        assert self.shape is not None and self._counts is not None
+        return self._counts
 
     def sum(self, part: Part, weights: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the sum over batches of part(batch, weights), term by term.

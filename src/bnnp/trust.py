@@ -92,7 +92,7 @@ def diagnose(posterior: Posterior, seed: int = 0) -> Diagnosis:
     evidence, error = log_mean_exp(weights)
     elbo = torch.full_like(evidence, math.nan)
     if posterior.applied is None:
-        elbo = posterior.bounds.mean(0)
+        elbo = posterior.particles.mean(posterior.bounds)
     k = psis(weights)[1]
     far = _distance_x(posterior)
     distance, p = _distance_y(posterior, seed)
@@ -283,7 +283,7 @@ def sbc(
     ranks: dict[str, list[Tensor]] = {}
     for start in range(0, R, check_count(batch_size, "batch_size")):
         T = min(batch_size, R - start)
-        true = tuple(p.rsample(torch.randn(T, p.d_out, p.rank, generator=generator).to(model.device, model.dtype)) for p in model.prior)
+        true = model.prior.sample(T, generator)
         X = torch.stack([model.scaling.x(draw_x(generator)) for _ in range(T)])
         f = model.architecture.hidden(X, true)
         y = torch.stack([model.likelihood.sample(f[t][None, None], generator)[0, 0] for t in range(T)])
@@ -321,7 +321,7 @@ def _posterior_draws(model: BNNP, data: Context, L: int, generator: torch.Genera
     if particles.last is None:
         return particles.weights
     eps = particles.last.draw(normal(tuple(particles.last.mean.shape)))
-    return (*particles.weights, particles.output.weights(eps))
+    return (*particles.weights, particles.given.weights(eps))
 
 
 def _quantities(

@@ -6,7 +6,7 @@ units; `rescale` and `fit` tell a likelihood what it has to know of the user's.
 
 from __future__ import annotations
 
-from bnnp.likelihoods.base import Likelihood, noise_of
+from bnnp.likelihoods.base import Likelihood, noise_factor, noise_of
 from bnnp.likelihoods.bounded import Beta
 from bnnp.likelihoods.counts import NegativeBinomial, Poisson
 from bnnp.likelihoods.gaussian import Gaussian, Heteroscedastic
@@ -26,6 +26,7 @@ __all__ = [
     "NegativeBinomial",
     "Poisson",
     "StudentT",
+    "noise_factor",
     "noise_of",
 ]
 

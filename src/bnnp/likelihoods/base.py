@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from bnnp.mixtures import invert_cdf
 
-__all__ = ["Likelihood", "check_positive", "noise_of", "soft_bound"]
+__all__ = ["Likelihood", "check_positive", "noise_factor", "noise_of", "soft_bound"]
 
 
 class Likelihood(nn.Module, ABC):
@@ -142,3 +142,9 @@ def noise_of(likelihood: Likelihood) -> Tensor | None:
     """Return the noise of a Gaussian likelihood with a closed form, in the network's units with shape (d_y,), or None for the others."""
     noise: Tensor | None = getattr(likelihood, "noise_std", None) if likelihood.conjugate else None
     return noise
+
+
+def noise_factor(likelihood: Likelihood) -> Tensor | None:
+    """Return C with C C^T the covariance of noise that is correlated between outputs, in the network's units; None for the others."""
+    factor: Tensor | None = getattr(likelihood, "noise_factor", None)
+    return factor
