@@ -40,8 +40,10 @@ class Layer:
         return self.root_prec.square().expand(*self.y.shape)
 
 
-# Every prior, with one noise for each point and unit, or one for each point.
-INSTANCES = [(kind, shared) for kind in PLAIN for shared in (False, True)]
+# Every structure of independent units, with one noise for each point and unit, or one for each point: what the laws of a layer run over.
+LAYERS = [(kind, shared) for kind in PLAIN for shared in (False, True)]
+# Three of them, for the laws of a network in which the structure plays no part; `COMBINATIONS` below has every prior.
+INSTANCES = [(kind, shared) for kind in ("diagonal", "per_unit", "shared") for shared in (False, True)]
 
 
 def randn(*shape: int, generator: torch.Generator) -> Tensor:

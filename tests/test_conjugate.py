@@ -17,10 +17,10 @@ from bnnp import conjugate, draws, linalg
 from bnnp.conjugate import Conditional, Sites, condition, site_sum
 from bnnp.draws import draw_canonical, draw_fused
 from bnnp.priors import Diagonal, PerUnit, Shared
-from laws import INSTANCES, Layer, random_layer, relative_error
+from laws import LAYERS, Layer, random_layer, relative_error
 
 SIZES = {"N < k": ((2, 3), 3), "N > k": ((7, 5), 7), "N = 1": ((1, 1), 1), "N = 0 beside others": ((0, 6), 6), "gaps": ((2, 0, 5), 5)}
-LAWS = pytest.mark.parametrize("kind, shared", INSTANCES, ids=lambda value: str(value))
+LAWS = pytest.mark.parametrize("kind, shared", LAYERS, ids=lambda value: str(value))
 ALL_SIZES = pytest.mark.parametrize("size", SIZES)
 
 

@@ -26,7 +26,7 @@ from bnnp.linalg import to_compute
 from bnnp.particles import Architecture, Particles, drawn_log_lik, joined, own_noise
 from bnnp.streaming import Stream
 from bnnp.tasks import Context
-from bnnp.wide import WIDE_BYTES, propagate
+from bnnp.wide import WIDE_BYTES, WIDE_RANK, propagate
 
 __all__ = ["Chain", "learned"]
 
@@ -144,10 +144,14 @@ class Chain:
     def _log_lik(self, points: Context, weights: tuple[Tensor, ...]) -> Tensor:
         return drawn_log_lik(self.architecture, self.likelihood, weights, points, self.dtype)
 
-    def _is_wide(self, layer: AmortisedLinear, context: Context, num_samples: int) -> bool:
-        """Tell whether all draws of a layer together are too large to be kept, and can be done without."""
-        size = num_samples * context.num_tasks * layer.d_out * layer.prior.rank * torch.finfo(self.dtype).bits // 8
-        return size > WIDE_BYTES and context.x.shape[1] < layer.prior.rank and not layer.prior.joint
+    def _is_wide(self, layer: AmortisedLinear, context: Context, beyond: Tensor, num_samples: int) -> bool:
+        """Tell whether the draws of a layer need not be kept, and all together are too large, or would cost more than doing without."""
+        rank, N = layer.prior.rank, context.x.shape[1]
+        if layer.prior.joint or rank <= N:
+            return False
+        size = num_samples * context.num_tasks * layer.d_out * rank * torch.finfo(self.dtype).bits // 8
+        one_problem = layer.shared_noise and layer.prior.given().core.blocks == 1
+        return size > WIDE_BYTES or (one_problem and rank >= max(WIDE_RANK, 2 * (N + beyond.shape[1])))
 
     def _carried(self, context: Context, beyond: Tensor, drawn: _Drawn, normal: Normal) -> tuple[Tensor, Tensor]:
         """Take context and further points through the hidden layers; return the last activations at both."""
@@ -156,7 +160,7 @@ class Chain:
             given = self._given(i, drawn)
             A, sites = self.problem(i, H[:, :, :N], context, given)
             sites = self._tempered(i, sites, context.counts)
-            if not self._is_wide(layer, context, drawn.num_samples):
+            if not self._is_wide(layer, context, beyond, drawn.num_samples):
                 H = self._next(i, H, drawn.take(layer.draw(given, A, sites, drawn.num_samples, normal, False, self.dtype)))
                 continue
             core = given.computed(self.dtype).core
@@ -171,13 +175,11 @@ class Chain:
     def _chain(self, context: Context, drawn: _Drawn, normal: Normal, canonical: bool, beyond: Tensor | None = None) -> Particles:
         """Draw the particles of one component, layer by layer."""
         H, hidden = context.x.unsqueeze(0), len(self.layers) - 1
-        wide = any(self._is_wide(layer, context, drawn.num_samples) for layer in self.layers[:-1])
-        carried = wide and beyond is not None and not canonical and self.likelihood.conjugate
-        if carried:
-            assert beyond is not None
-            H, at_beyond = self._carried(context, beyond, drawn, normal)
-            drawn.known_at = (beyond, at_beyond)
-        for i in range(0 if not carried else hidden, hidden):
+        if beyond is not None and not canonical and self.likelihood.conjugate:
+            if any(self._is_wide(layer, context, beyond, drawn.num_samples) for layer in self.layers[:-1]):
+                H, at_beyond = self._carried(context, beyond, drawn, normal)
+                drawn.known_at = (beyond, at_beyond)
+        for i in range(hidden if drawn.known_at is not None else 0, hidden):
             given = self._given(i, drawn)
             A, sites = self.problem(i, H, context, given)
             sites = self._tempered(i, sites, context.counts)

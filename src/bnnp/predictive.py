@@ -349,7 +349,7 @@ class GaussianPredictive(Predictive):
         K = torch.where(seen.unsqueeze(-1) & seen.unsqueeze(-2), K, torch.eye(K.shape[-1], dtype=K.dtype, device=K.device))
         root, r = cholesky(K), torch.where(seen, y - f, torch.zeros_like(f))
         white = solve_lower(root, r.unsqueeze(-1)).squeeze(-1)
-        count = seen.sum(-1)
+        count = seen.sum(-1).to(K.dtype)
         each = -0.5 * (white.square().sum(-1) + log_det(root) + count * math.log(2 * math.pi))
         return (each + self._log_w.unsqueeze(-1)).logsumexp(0)
 

@@ -22,10 +22,13 @@ from bnnp.draws import Normal, draw_fused
 from bnnp.factors import Given, Sites
 from bnnp.linalg import cho_solve, cholesky, log_det, lower_inverse, to_compute
 
-__all__ = ["WIDE_BYTES", "propagate"]
+__all__ = ["WIDE_BYTES", "WIDE_RANK", "propagate"]
 
 WIDE_BYTES = 2**28
 """How much the drawn weights of a layer may take in training before they are no longer kept."""
+
+WIDE_RANK = 128
+"""From this many weights of a unit on, layers of one factorisation cost less without their weights, given few points."""
 
 CHUNK_BYTES = 2**26
 """How much the noise of a chunk of units may take."""
