@@ -71,13 +71,13 @@ def score(log_p: list[Array], tasks: list[Split]) -> Array:
     return np.array([(p[np.arange(len(y)), y].mean(), (p.argmax(-1) == y).mean()) for p, y in both]).T
 
 
-def main(steps: int = 2000, tests: int = 200) -> dict[str, tuple[Array, Array]]:
+def main(steps: int = 2000, tests: int = 200, kinds: tuple[int, ...] = TEST, objective: str = "npml") -> dict[str, tuple[Array, Array]]:
     """Train, and score on new digits beside three rivals."""
     x, digit = images()
-    tune, new = ([split(task) for task in make_tasks(x, digit, kinds, tests, seed=i)] for i, kinds in ((1, TUNE), (2, TEST)))
+    tune, new = ([split(task) for task in make_tasks(x, digit, k, tests, seed=i)] for i, k in ((1, TUNE), (2, kinds)))
     model = bnnp.BNNP(12, 1, hidden=(32,), prior="shared", shared_noise=True, likelihood=bnnp.Categorical(WAYS), activation="tanh")
     train = make_tasks(x, digit, TRAIN, 2000, seed=0, rotate=True)
-    bnnp.meta_train(model, train, steps=steps, objective="npml", batch_size=10, learning_rate=1e-2, context=(9, 24))
+    bnnp.meta_train(model, train, steps=steps, objective=objective, batch_size=10, learning_rate=1e-2, context=(9, 24))
     grid = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
     best = {f: max(grid, key=lambda v: score([f(t, v) for t in tune], tune)[0].mean()) for f in (logistic, nearest_mean)}
     seen = model.condition([t[0] for t in new], [t[1] for t in new], num_samples=128)
