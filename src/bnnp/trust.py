@@ -320,7 +320,7 @@ def _posterior_draws(model: BNNP, data: Context, L: int, generator: torch.Genera
     K = model.prior.components
     particles = model.particles(data, L * K, normal, canonical=True)
     if particles.share is not None:
-        # L particles of each component, that of draw i and component k at i K + k: each draw has one of its own, of a component by its share.
+        # There are L particles of each component, the i-th of component k at i K + k: every draw has one of its own.
         share = particles.share[:K].exp().mT.cpu()
         chosen = torch.multinomial(share, L, replacement=True, generator=generator).mT
         particles = particles.picked((torch.arange(0, L * K, K).unsqueeze(-1) + chosen).to(device))
