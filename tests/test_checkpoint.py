@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,3 +162,38 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     other.write_text("mine")
     model.save(tmp_path)
     assert not left.exists() and other.exists()
+
+
+FIRST = {
+    "x_dim": 1,
+    "y_dim": 1,
+    "hidden": [3],
+    "prior": {"kind": "shared", "scaled": True, "learn_mean": True, "learn_scale": True, "spread": 0.0, "input_scale": 1.0},
+    "likelihood": {"kind": "gaussian", "noise_std": 0.1, "learn_noise": True, "max_noise_std": None},
+    "activation": "relu",
+    "residual": False,
+    "last_layer": "exact",
+    "shared_noise": False,
+    "net_hidden": [3],
+    "factor_dtype": "float64",
+}
+"""What files said of a model before there were settings that came later."""
+
+
+def test_settings_that_came_later_do_not_part_older_files_from_their_model(tmp_path: Path) -> None:
+    model = bnnp.BNNP.from_config(FIRST)
+    assert checkpoint.comparable(model.config) == FIRST
+    for other in (bnnp.Prior("shared", fraction=0.5), bnnp.Prior("mixture", components=4), bnnp.Prior("diagonal", tied=True)):
+        config = bnnp.BNNP(1, 1, hidden=(3,), prior=other).config
+        restored = bnnp.BNNP.from_config(checkpoint.comparable(config))  # nothing is lost
+        assert restored.config == config
+    assert checkpoint.comparable(bnnp.BNNP(1, 1, hidden=(3,), prior="shared", trunk=True).config) != FIRST
+    g = torch.Generator().manual_seed(0)
+    tasks = [(torch.rand(5, 1, generator=g), torch.rand(5, 1, generator=g)) for _ in range(3)]
+    settings: dict[str, Any] = {"steps": 4, "num_samples": 2, "checkpoint_every": 2, "progress": False, "folder": tmp_path}
+    bnnp.meta_train(model, tasks, **settings)
+    path = tmp_path / "state" / "training.json"
+    header = json.loads(path.read_text())
+    header["settings"]["model"] = FIRST
+    path.write_text(json.dumps(header))
+    assert bnnp.meta_train(bnnp.BNNP.from_config(FIRST), tasks, resume=True, **settings).best_step == 4

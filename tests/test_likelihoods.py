@@ -311,7 +311,7 @@ def trained(name: str, y_dim: int, dtype: torch.dtype = F64, **options: Any) -> 
     return model, tasks
 
 
-@pytest.mark.parametrize("name", CASES)
+@EVERY
 def test_predictions_are_mixtures_over_the_particles(name: str) -> None:
     d = y_dim_of(name)
     model, tasks = trained(name, d)
@@ -339,7 +339,7 @@ def test_predictions_are_mixtures_over_the_particles(name: str) -> None:
     assert bool(weighted.log_prob(yt).isfinite().all())
 
 
-@pytest.mark.parametrize("name", CASES)
+@EVERY
 def test_quantiles_and_torchs_distribution_of_a_prediction(name: str) -> None:
     d = y_dim_of(name)
     model, tasks = trained(name, d)
@@ -369,7 +369,7 @@ def test_quantiles_and_torchs_distribution_of_a_prediction(name: str) -> None:
     assert p.pit(yt, seed=1).shape == (9, d) and bool(((p.pit(yt) >= 0) & (p.pit(yt) <= 1)).all())
 
 
-@pytest.mark.parametrize("name", CASES)
+@EVERY
 def test_the_score_of_a_prediction_is_the_integral(name: str) -> None:
     model, tasks = trained(name, 1)
     (x, y), (xt, yt) = tasks[:2]
@@ -442,7 +442,23 @@ def test_probabilities_and_modes_are_for_labels_only() -> None:
         _ = model.condition(*tasks[0]).predict(tasks[1][0]).probs
 
 
-@pytest.mark.parametrize("name", CASES)
+@EVERY
+def test_drawn_functions_are_expectations_in_the_users_units(name: str) -> None:
+    d = y_dim_of(name)
+    model, ((x, y), (xt, _), *_) = trained(name, d)
+    posterior = model.condition(x, y, num_samples=3)
+    weights = posterior.sample_weights(2, seed=1)
+    for i, function in enumerate(posterior.sample_functions(2, seed=1)):
+        f = model.architecture.hidden(model.scaling.x(xt), tuple(W[i] for W in weights))
+        want = f if model.likelihood.labels else model.likelihood.mean(f) * model.scaling.y_scale + model.scaling.y_shift
+        torch.testing.assert_close(function(xt), want.detach())
+        assert function(xt).shape == (len(xt), 4 if name == "categorical" else d)
+    drawn = model.prior_samples(xt, 2, noisy=True)
+    model.likelihood.check(drawn.flatten(0, 1))
+    assert drawn.shape == (2, len(xt), d)
+
+
+@EVERY
 def test_padding_streams_and_files_change_nothing(name: str, tmp_path: Path) -> None:
     d = y_dim_of(name)
     model, tasks = trained(name, d)
@@ -463,7 +479,7 @@ def test_padding_streams_and_files_change_nothing(name: str, tmp_path: Path) -> 
         assert relative_error(other.predict(xt).log_prob(at, joint=True).squeeze(), want) <= tolerance
 
 
-@pytest.mark.parametrize("name", CASES)
+@EVERY
 def test_everything_learned_gets_a_gradient(name: str) -> None:
     d = y_dim_of(name)
     model, tasks = trained(name, d)
@@ -474,7 +490,7 @@ def test_everything_learned_gets_a_gradient(name: str) -> None:
         assert all(bool(grad.isfinite().all()) and float(grad.abs().max()) > 0 for grad in grads), objective
 
 
-@pytest.mark.parametrize("name", CASES)
+@EVERY
 def test_meta_training_evaluation_and_diagnosis_work(name: str) -> None:
     d = y_dim_of(name)
     model, tasks = trained(name, d, dtype=torch.float32)

@@ -226,6 +226,18 @@ def test_a_mixture_of_linear_models_is_the_exact_one(of: str, n: int) -> None:
     torch.testing.assert_close(new.log_evidence, again.elbo - posterior.elbo)
 
 
+@pytest.mark.parametrize("likelihood", [bnnp.Gaussian(), bnnp.Bernoulli()])
+def test_functions_of_the_prior_of_a_mixture_are_all_different(likelihood: bnnp.Likelihood) -> None:
+    """Each is of a component drawn by its share, with weights of its own."""
+    model = bnnp.BNNP(1, 1, hidden=(3,), prior=bnnp.Prior("mixture", components=3), likelihood=likelihood).double()
+    first = model.prior.layers[0]
+    assert isinstance(first, Mixture)
+    first.logits.data.copy_(torch.tensor([3.0, 0.0, -1.0]))
+    x = torch.linspace(-1, 1, 4).unsqueeze(-1)
+    assert len(model.prior_samples(x, 40).flatten(1).unique(dim=0)) == 40
+    assert model.prior_samples(x, 1, noisy=True).shape == (1, 4, 1)
+
+
 def test_log_scales_are_those_of_the_inverse_gamma() -> None:
     scipy = pytest.importorskip("scipy.stats")
     z = torch.linspace(-4, 4, 33, dtype=torch.float64)

@@ -193,6 +193,17 @@ def test_calibration_of_the_exact_case_is_uniform() -> None:
     assert all(ranks.shape == (300,) and 0 <= int(ranks.min()) and int(ranks.max()) <= 19 for ranks in result.ranks.values())
 
 
+@pytest.mark.parametrize("distance", [0.0, 3.0])
+def test_calibration_of_an_exact_mixture_is_uniform(distance: float) -> None:
+    """Draws are of the components in proportion to their responsibilities, not to their numbers of particles."""
+    model = BNNP(1, 1, hidden=(), prior=bnnp.Prior("mixture", components=2), likelihood=bnnp.Gaussian(0.3)).double()
+    for sign, part in zip((1, -1), model.prior.layers[0].parts, strict=True):  # type: ignore[attr-defined]
+        part.relative_mean.data.fill_(sign * distance)
+    model.prior.layers[0].logits.data.copy_(torch.tensor([1.5, -1.5]))  # type: ignore[union-attr, operator]
+    result = bnnp.sbc(model, x=[[0.0], [1.0], [2.0]], repetitions=300, num_samples=19, batch_size=100, seed=1)
+    assert min(result.p_values.values()) > 0.01 / len(result.p_values)
+
+
 @pytest.mark.slow
 def test_calibration_of_the_exact_case_is_uniform_with_many_repetitions() -> None:
     model = BNNP(2, 1, hidden=(), prior="per_unit").double()

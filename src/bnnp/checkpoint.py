@@ -34,6 +34,10 @@ __all__ = ["FORMAT_VERSION", "load", "load_posterior", "read_bundle", "save", "s
 
 FORMAT_VERSION = 1
 
+LATER = {"missing_outputs": False, "feed_activations": False, "trunk": False, "temperature": False}
+"""Settings of a model that files did not name at first, with what they were then; those of its prior are in `LATER_OF_PRIOR`."""
+LATER_OF_PRIOR = {"fraction": 1.0, "rank": 4, "of": "shared", "components": 3, "dof": 4.0, "tied": False}
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file through a temporary one beside it and a rename; on failure the old file stays and no other is left.
@@ -151,9 +155,19 @@ def load(folder: str | os.PathLike[str]) -> BNNP:
     return model_from(header, tensors, str(folder))
 
 
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a model in a form in which those of older files are equal to today's: without later ones left as they were."""
+
+    def kept(settings: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key not in later or value != later[key]}
+
+    return {**kept(config, LATER), "prior": kept(config["prior"], LATER_OF_PRIOR)}
+
+
 def _digest(model: Any) -> str:
     """Return what tells one model from another: its settings and every number of it."""
     header = model_header(model)
+    header["config"] = comparable(header["config"])
     for flag in ("learn_mean", "learn_scale"):  # whether it is still learned does not change what it is
         header["config"]["prior"].pop(flag)
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())

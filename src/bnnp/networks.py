@@ -23,7 +23,7 @@ from bnnp.chain import Chain
 from bnnp.draws import Normal
 from bnnp.layers import ACTIVATIONS, AmortisedLinear, mlp
 from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood, noise_of
-from bnnp.linalg import compute_device
+from bnnp.linalg import compute_device, to_compute
 from bnnp.particles import Architecture, Particles
 from bnnp.posterior import Posterior
 from bnnp.priors import NetworkPrior, Prior, layer_priors
@@ -374,13 +374,17 @@ class BNNP(nn.Module):
             xt: inputs.
             n: number of functions.
             seed: of the draws.
-            noisy: add the likelihood's noise.
+            noisy: draw observations; otherwise their expectation given the function (for class labels: probabilities).
         """
         x = check_inputs(xt, self.x_dim, "xt", self.dtype, self.device)
         if x.ndim != 2:
             raise ValueError(f"Expected xt with shape (points, {self.x_dim}). Got shape {tuple(x.shape)}.")
-        empty = torch.zeros(0, self.x_dim), torch.zeros(0, self.y_dim)
-        return self.condition(*empty, num_samples=n, seed=seed).predict(x).sample(n, noisy=noisy, seed=seed)
+        with torch.no_grad():
+            weights = self.prior.sample(check_count(n, "n"), seeded(seed, "prior functions"))
+            f = to_compute(self.architecture.hidden(self.scaling.x(x), weights), self.factor_dtype).unsqueeze(1)
+            y = self.likelihood.sample(f, seeded(seed, "prior data")) if noisy else self.likelihood.mean(f)
+            y = y.squeeze(1).to(self.dtype).to(self.device)
+            return self.scaling.y_inverse(y)
 
 
 def _bound(likelihood: Likelihood | None, y_dim: int) -> Likelihood:

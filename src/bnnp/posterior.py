@@ -219,7 +219,8 @@ class Posterior:
     def sample_functions(self, n: int, seed: int = 0) -> list[Callable[[Any], Tensor]]:
         """Return n functions drawn from the posterior, noise-free, each the same function at every call.
 
-        Each maps inputs (M, d_x), or (T, M, d_x), to outputs (T, M, d_y) in the user's units (for class labels: logits).
+        Each maps inputs (M, d_x), or (T, M, d_x), to the expectation of y, (T, M, d_y), in the user's units; for class labels to logits,
+        (T, M, K) with K classes.
         """
         draws = self.draws(check_count(n, "n"), seeded(seed, "posterior"))
         return [self._function(tuple(W[i] for W in draws)) for i in range(n)]
@@ -228,7 +229,7 @@ class Posterior:
         def function(x: Any) -> Tensor:
             with torch.no_grad():
                 H = self.particles.architecture.hidden(self.scaling.x(self._inputs(x, "x")), weights)
-                y = self.scaling.y_inverse(H)
+                y = self.scaling.y_inverse(H if self.likelihood.labels else self.likelihood.mean(H))
             return y.squeeze(0) if self.single else y
 
         return function

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnnp.checkpoint import model_header, read_bundle, write_atomically, write_bundle
+from bnnp.checkpoint import comparable, model_header, read_bundle, write_atomically, write_bundle
 from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
 from bnnp.objectives import OBJECTIVES
@@ -207,12 +207,16 @@ def _described(settings: Settings, model: BNNP, num_tasks: int) -> dict[str, Any
     return plain
 
 
+def _comparable(described: dict[str, Any]) -> dict[str, Any]:
+    return {**described, "model": comparable(described["model"])} if "model" in described else described
+
+
 def _read(folder: Path, settings: Settings, model: BNNP, num_tasks: int) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Read the checkpoint of a run, or None where there is none; nothing is changed by a checkpoint that does not fit."""
     if not (folder / "state" / "training.json").exists():
         return None
     header, tensors = read_bundle(folder / "state", "training")
-    here, there = _described(settings, model, num_tasks), header.get("settings", {})
+    here, there = (_comparable(one) for one in (_described(settings, model, num_tasks), header.get("settings", {})))
     earlier = {field.name: field.default for field in dataclasses.fields(Settings)}  # runs from before a setting was there
     other = sorted(key for key in here if here[key] != there.get(key, earlier.get(key)))
     if other:

@@ -317,7 +317,13 @@ def _posterior_draws(model: BNNP, data: Context, L: int, generator: torch.Genera
     def normal(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=model.factor_dtype).to(device)
 
-    particles = model.particles(data, L, normal, canonical=True)
+    K = model.prior.components
+    particles = model.particles(data, L * K, normal, canonical=True)
+    if particles.share is not None:
+        # There are L particles of each component, the i-th of component k at i K + k: every draw has one of its own.
+        share = particles.share[:K].exp().mT.cpu()
+        chosen = torch.multinomial(share, L, replacement=True, generator=generator).mT
+        particles = particles.picked((torch.arange(0, L * K, K).unsqueeze(-1) + chosen).to(device))
     if particles.last is None:
         return particles.weights
     eps = particles.last.draw(normal(tuple(particles.last.mean.shape)))
