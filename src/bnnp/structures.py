@@ -59,7 +59,7 @@ class LayerPrior(nn.Module, ABC):
         return self.learned is None or bool(self.learned.any())
 
     def keep(self, learned: Tensor) -> None:
-        """Learn the chosen weights (d_out, p) only; the others stay at their start, and so do correlations with them."""
+        """Learn the chosen weights (d_out, p) only; the others have mean 0, the initial variance and no correlations."""
         self.register_buffer("learned", learned)
 
     def start(self, share: float, generator: torch.Generator) -> None:
