@@ -41,8 +41,8 @@ def summarise(records: Mapping[Key, Record], references: Mapping[str, Mapping[st
         references: problem -> scores of oracle and rivals, and the energy distance of two sets of true functions.
 
     Returns:
-        For each problem `references` (name -> kind -> condition -> [mean, standard error]), `same` (that energy distance), and `nets`: width ->
-        prior -> its row, see `_row`.
+        For each problem `references` (name -> kind -> condition -> [mean, standard error]), `same` (that energy distance), and `nets`:
+        width -> prior -> its row, see `_row`.
     """
     found: dict[str, Any] = {}
     for problem, known in references.items():
@@ -65,10 +65,10 @@ def summarise(records: Mapping[Key, Record], references: Mapping[str, Mapping[st
 def _row(prior: str, runs: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Return what is known of one prior in one net on one problem.
 
-    `joint`, `marginal` and `inside_80`: condition -> [mean, standard error over tasks], seeds averaged for each task; `seeds`: condition ->
-    joint score of each seed; `less_base`: condition -> the paired difference in joint score to `BASE`; `step_ms`, `train_seconds`:
-    processor time; `numbers`: learned; `validation`, `validation_at_equal_time`: means over seeds, the time being that of the fastest learned
-    prior; `energy_distance`: mean over seeds.
+    `joint`, `marginal` and `inside_80`: condition -> [mean, standard error over tasks], seeds averaged for each task; `seeds`:
+    condition -> joint score of each seed; `less_base`: condition -> the paired difference in joint score to `BASE`; `step_ms`,
+    `train_seconds`: processor time; `numbers`: learned; `validation`, `validation_at_equal_time`: means over seeds, the time being
+    that of the fastest learned prior; `energy_distance`: mean over seeds.
     """
     own = [run for run in runs[prior] if "failed" not in run]
     row: dict[str, Any] = {"runs": len(runs[prior]), "failed": [run["failed"] for run in runs[prior] if "failed" in run]}
