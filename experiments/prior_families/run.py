@@ -9,7 +9,6 @@ picture into --out once all of them are there; with --partial, from what is ther
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -112,14 +111,28 @@ def train(model: bnnp.BNNP, config: Config, cell: Cell, problem: Problem, folder
     return bnnp.meta_train(model, problem.train, **{**options, **changes})
 
 
-def step_seconds(model: bnnp.BNNP, config: Config, cell: Cell, problem: Problem) -> float:
-    """Return the processor time of one training step of a copy of the model: what more steps take more."""
-    few, taken = replace(problem, train=problem.train[:FEW_TASKS]), []
+def step_seconds(config: Config, cell: Cell, problem: Problem) -> float:
+    """Return the processor time of one training step: what more steps take more."""
+    few = replace(problem, train=problem.train[:FEW_TASKS])
+    taken = []
     for steps in (WARM_STEPS, WARM_STEPS + TIMED_STEPS):
         start = time.process_time()
-        train(copy.deepcopy(model), config, cell, few, None, steps=steps, validation=None, validate_every=steps)
+        train(build(config, cell), config, cell, few, None, steps=steps, validation=None, validate_every=steps)
         taken.append(time.process_time() - start)
     return (taken[1] - taken[0]) / TIMED_STEPS
+
+
+def step_times(out: Path, config: Config, wanted: Sequence[Cell], again: bool = False) -> dict[str, float]:
+    """Return the seconds of a step by problem, net and prior, from a file but for what is missing there, or all anew."""
+    file = out / "times.json"
+    found: dict[str, float] = {} if again or not file.exists() else json.loads(file.read_text())
+    problem = cache(lambda name: load(name, config["sizes"]))
+    for cell in wanted:
+        name = f"{cell.problem}, {cell.net}, {cell.prior}"
+        if name not in found:
+            found[name] = step_seconds(config, cell, problem(cell.problem))
+            write_atomically(file, json.dumps(found, indent=1).encode())
+    return found
 
 
 def prior_numbers(start: bnnp.BNNP, model: bnnp.BNNP) -> int:
@@ -151,7 +164,6 @@ def measure(config: Config, cell: Cell, problem: Problem, folder: Path) -> Recor
         "validation": trained.best_score,
         "skipped": trained.skipped,
         "seconds": trained.seconds * share,
-        "step_seconds": step_seconds(model, config, cell, problem),
         "numbers": prior_numbers(start, model),
         "noise_std": None if model.noise_std is None else model.noise_std.tolist(),
         "energy_distance": float(energy_distance(drawn.double(), problem.functions[0].double())),
@@ -199,10 +211,14 @@ def references(out: Path, config: Config, problems: Sequence[str]) -> dict[str, 
     return found
 
 
-def report(out: Path, config: Config, found: dict[Cell, Record]) -> str:
+def report(out: Path, config: Config, found: dict[Cell, Record], times: dict[str, float]) -> str:
     """Write results.json, tables.md and the picture, and return the tables."""
     names = list(dict.fromkeys(cell.problem for cell in found))
-    table = summarise({(c.problem, c.net, c.prior, c.seed): record for c, record in found.items()}, references(out, config, names))
+    records = {
+        (c.problem, c.net, c.prior, c.seed): {**record, "step_seconds": times[f"{c.problem}, {c.net}, {c.prior}"]}
+        for c, record in found.items()
+    }
+    table = summarise(records, references(out, config, names))
     write_atomically(out / "results.json", (json.dumps(table, indent=1) + "\n").encode())
     words = tables(table)
     write_atomically(out / "tables.md", words.encode())
@@ -218,11 +234,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--problems", nargs="+", help="only these")
     parser.add_argument("--priors", nargs="+", help="only these")
     parser.add_argument("--partial", action="store_true", help="train nothing; report what is there")
+    parser.add_argument("--retime", action="store_true", help="measure the time of a step anew, for a machine that is quiet now")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     config = read_config(args.config)
     found = collect(args.out, config, list(cells(config, args.problems, args.priors)), run=not args.partial)
-    print(report(args.out, config, found))
+    times = step_times(args.out, config, list(found), args.retime)
+    print(report(args.out, config, found, times))
     print(f"Written to {args.out}")
 
 
