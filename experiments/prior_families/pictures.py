@@ -25,9 +25,9 @@ def scores(table: Mapping[str, Any]) -> Figure:
 
     nets = list(dict.fromkeys(net for of in table.values() for net in of["nets"]))
     panels = [(problem, net) for net in nets for problem, of in table.items() if net in of["nets"]]
-    columns = min(3, len(panels))
+    columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    fig = Figure(figsize=(5.0 * columns, 3.6 * rows + 0.8), layout="constrained", facecolor="white")
+    fig = Figure(figsize=(4.6 * columns, 4.2 * rows + 0.8), layout="constrained", facecolor="white")
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax, (problem, net) in zip(axes, panels, strict=False):
         _panel(ax, table[problem]["nets"][net], f"{problem}, width {net}")
@@ -54,7 +54,7 @@ def _panel(ax: Axes, rows: Mapping[str, Any], title: str) -> None:
             label = condition if at == 0 else None
             ax.errorbar(mean, at + shift, xerr=2 * error, fmt="o", color=colour, markersize=6, capsize=3, label=label)
             single = [a - b for a, b in zip(row["seeds"][condition], base["seeds"][condition], strict=False)]
-            ax.plot(single, [at + shift] * len(single), "|", color=colour, markersize=7, alpha=0.6)
+            ax.plot(single, [at + shift] * len(single), "|", color=colour, markersize=9, alpha=0.8)
     ax.axvline(0.0, color=INK, linewidth=1.0)
     ax.set_yticks(range(len(shown)), [f"{prior} ({row['step_ms']:.0f} ms)" for prior, row in shown.items()], fontsize=10, color=INK)
     ax.set_ylim(len(shown) - 0.4, -0.6)
