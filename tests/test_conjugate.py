@@ -68,7 +68,7 @@ def weighted(value: Tensor) -> Tensor:
 @pytest.mark.parametrize("space", ["weight", "function"])
 def test_structured_equals_dense_in_values_and_gradients(kind: str, shared: bool, size: str, space: str) -> None:
     layer = build(kind, shared, size)
-    got = quantities(condition(layer.prior.factor(), layer.A, layer.sites, space), layer)
+    got = quantities(condition(layer.prior.given().core, layer.A, layer.sites, space), layer)
     want = dense(layer)
     for key, value in got.items():
         assert relative_error(value, want[key]) <= 1e-9, key
@@ -82,7 +82,7 @@ def test_structured_equals_dense_in_values_and_gradients(kind: str, shared: bool
 @ALL_SIZES
 def test_kl_is_expected_log_lik_minus_log_evidence_and_not_negative(kind: str, shared: bool, size: str) -> None:
     layer = build(kind, shared, size)
-    q = condition(layer.prior.factor(), layer.A, layer.sites)
+    q = condition(layer.prior.given().core, layer.A, layer.sites)
     torch.testing.assert_close(q.kl, q.expected_log_lik(layer.A, layer.sites) - q.log_z, rtol=1e-9, atol=1e-9)
     assert bool((q.kl >= 0).all())
 
@@ -91,10 +91,10 @@ def test_kl_is_expected_log_lik_minus_log_evidence_and_not_negative(kind: str, s
 def test_without_points_the_posterior_is_the_prior(kind: str, shared: bool) -> None:
     layer = random_layer(kind, shared, 0, (0, 0), 3)
     for space in ("weight", "function"):
-        q = condition(layer.prior.factor(), layer.A, layer.sites, space)
+        q = condition(layer.prior.given().core, layer.A, layer.sites, space)
         for value in (q.kl, q.log_z, q.mean):
             assert float(value.detach().abs().max()) <= 1e-12
-        torch.testing.assert_close(q.covariance, torch.eye(4, dtype=torch.float64).expand_as(q.covariance))
+        torch.testing.assert_close(q.covariance, torch.eye(layer.prior.rank, dtype=torch.float64).expand_as(q.covariance))
 
 
 def normal(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
@@ -105,10 +105,10 @@ def normal(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
 def plain_draw(layer: Layer, S: int, seed: int) -> tuple[Tensor, Tensor]:
     """eps = M^{-1} (B^T (r - z') + eps_0) for N < k, else m + R^{-T} z; densely, unit by unit, in the order in which noise is asked for."""
     source = normal(seed)
-    Sa, T, N, p = layer.A.shape
-    d = layer.y.shape[-1]
-    eps_0 = source((S, T, d, p))
-    z = source((S, T, N, d)) if N < p else torch.zeros(S, T, N, d)
+    Sa, T, N, _ = layer.A.shape
+    d, k = layer.y.shape[-1], layer.prior.rank
+    eps_0 = source((S, T, d, k))
+    z = source((S, T, N, d)) if N < k else torch.zeros(S, T, N, d)
     found = torch.zeros_like(eps_0)
     for s in range(S):
         for t in range(T):
@@ -117,8 +117,8 @@ def plain_draw(layer: Layer, S: int, seed: int) -> tuple[Tensor, Tensor]:
                 root = layer.root_prec[t].expand(N, d)[:, u]
                 B = root[:, None] * (A @ layer.factors[u])
                 r = root * (layer.y[t, :, u] - A @ layer.prior.mean[u])
-                M = torch.eye(p, dtype=torch.float64) + B.T @ B
-                noise = eps_0[s, t, u] if N < p else torch.linalg.cholesky(M) @ eps_0[s, t, u]
+                M = torch.eye(k, dtype=torch.float64) + B.T @ B
+                noise = eps_0[s, t, u] if N < k else torch.linalg.cholesky(M) @ eps_0[s, t, u]
                 found[s, t, u] = torch.linalg.solve(M, B.T @ (r - z[s, t, :, u]) + noise)
     return found, dense(layer)["kl"]
 
@@ -132,7 +132,7 @@ def test_the_fused_draw_equals_the_plain_one_in_values_and_gradients(
     monkeypatch.setattr(draws, "CHUNK_BYTES", 2000)  # several chunks even at this size
     S = 3
     layer = build(kind, shared, size, S=1 if once else S)
-    eps, kl = draw_fused(layer.prior.factor(), layer.A, layer.sites, S, normal(7), torch.float64)
+    eps, kl = draw_fused(layer.prior.given().core, layer.A, layer.sites, S, normal(7), torch.float64)
     want_eps, want_kl = plain_draw(layer, S, 7)
     assert relative_error(eps, want_eps) <= 1e-9 and relative_error(kl, want_kl) <= 1e-9
     got, want = weighted(eps) + weighted(kl), weighted(want_eps) + weighted(want_kl)
@@ -147,7 +147,7 @@ def test_draws_have_the_posterior_moments(kind: str, shared: bool, size: str, dr
     layer = build(kind, shared, size, S=1)
     S = 40_000
     with torch.no_grad():
-        eps, *_ = draw(layer.prior.factor(), layer.A, layer.sites, S, normal(3), torch.float64)
+        eps, *_ = draw(layer.prior.given().core, layer.A, layer.sites, S, normal(3), torch.float64)
         want = dense(layer)
     error = eps.mean(0) - want["eps_mean"][0]
     deviation = want["eps_cov"][0].diagonal(dim1=-2, dim2=-1).sqrt()
@@ -161,8 +161,8 @@ def test_draws_have_the_posterior_moments(kind: str, shared: bool, size: str, dr
 @LAWS
 def test_function_space_draws_from_weights_noise_have_the_posterior_covariance(kind: str, shared: bool) -> None:
     layer = build(kind, shared, "N < k", S=1)
-    q = condition(layer.prior.factor(), layer.A, layer.sites, "function")
-    d, k = layer.y.shape[-1], layer.prior.p
+    q = condition(layer.prior.given().core, layer.A, layer.sites, "function")
+    d, k = layer.y.shape[-1], layer.prior.rank
     columns = torch.eye(k, dtype=torch.float64)[:, None, None, None, :].expand(k, 1, 2, d, k)
     root = (q.draw(columns.contiguous()) - q.mean).movedim(0, -1)
     want = dense(layer)["eps_cov"]
@@ -174,7 +174,7 @@ def test_function_space_draws_from_weights_noise_have_the_posterior_covariance(k
 @settings(max_examples=15)
 def test_any_partition_and_order_of_the_points_gives_the_same_posterior(kind: str, shared: bool, order: list[int], cuts: list[int]) -> None:
     layer = random_layer(kind, shared, 1, (8, 6), 8)
-    factor, whole = layer.prior.factor(), condition(layer.prior.factor(), layer.A, layer.sites, "weight")
+    factor, whole = layer.prior.given().core, condition(layer.prior.given().core, layer.A, layer.sites, "weight")
     edges = sorted({0, 8, *cuts})
     parts = [order[i:j] for i, j in itertools.pairwise(edges)]
     pieces = [(layer.A[..., part, :], Sites(layer.sites.resid[..., part, :], layer.sites.root_prec[..., part, :])) for part in parts]
@@ -195,7 +195,7 @@ def test_any_partition_and_order_of_the_points_gives_the_same_posterior(kind: st
 @LAWS
 def test_an_update_may_have_other_noise_per_unit_than_the_points_before(kind: str, shared: bool, space: str) -> None:
     layer, more = build(kind, shared, "N < k"), build(kind, not shared, "N < k", seed=5)
-    factor, d = layer.prior.factor(), layer.y.shape[-1]
+    factor, d = layer.prior.given().core, layer.y.shape[-1]
     both = condition(factor, layer.A, layer.sites, space).update(more.A, Sites(more.sites.resid, more.sites.root_prec))
     root = torch.cat([layer.sites.root_prec.expand(2, 2, 3, d), more.sites.root_prec.expand(2, 2, 3, d)], dim=-2)
     joined = Sites(torch.cat([layer.sites.resid, more.sites.resid], dim=-2), root)
@@ -208,23 +208,23 @@ def test_an_update_may_have_other_noise_per_unit_than_the_points_before(kind: st
 @pytest.mark.parametrize("draw", [draw_fused, draw_canonical])
 def test_masked_points_have_no_effect_and_no_gradient(kind: str, shared: bool, draw: Callable[..., tuple[Tensor, Tensor]]) -> None:
     layer = random_layer(kind, shared, 2, (3, 5), 6)
-    eps, kl, *_ = draw(layer.prior.factor(), layer.A, layer.sites, 2, normal(1), torch.float64)
+    eps, kl, *_ = draw(layer.prior.given().core, layer.A, layer.sites, 2, normal(1), torch.float64)
     found = gradients(weighted(eps) + weighted(kl), layer)
     for t, count in enumerate((3, 5)):
         assert float(found[0][:, t, count:].abs().max()) == 0.0 and float(found[1][t, count:].abs().max()) == 0.0
     other = Layer(layer.prior, layer.A.detach().clone(), layer.y.detach().clone(), layer.root_prec.detach())
     other.A[:, 0, 3:, :3], other.y[0, 3:] = 1e3, -1e3
-    again, kl_again, *_ = draw(other.prior.factor(), other.A, other.sites, 2, normal(1), torch.float64)
+    again, kl_again, *_ = draw(other.prior.given().core, other.A, other.sites, 2, normal(1), torch.float64)
     assert torch.equal(eps, again) and torch.equal(kl, kl_again)
 
 
 @LAWS
 def test_extra_leading_axes_are_batch(kind: str, shared: bool) -> None:
     layer = random_layer(kind, shared, 3, (4, 5), 5, S=6)
-    flat = condition(layer.prior.factor(), layer.A, layer.sites)
+    flat = condition(layer.prior.given().core, layer.A, layer.sites)
     A = layer.A.unflatten(0, (2, 3))
     sites = Sites(layer.sites.resid.unflatten(0, (2, 3)), layer.sites.root_prec.unflatten(0, (2, 3)))
-    q = condition(layer.prior.factor(), A, sites)
+    q = condition(layer.prior.given().core, A, sites)
     for key in ("mean", "kl", "log_z"):
         torch.testing.assert_close(getattr(q, key).flatten(0, 1), getattr(flat, key), rtol=1e-12, atol=1e-12)
 
@@ -235,7 +235,7 @@ def test_float32_features_keep_four_digits(kind: str, shared: bool) -> None:
     want = dense(layer)
     single = Layer(layer.prior.float(), layer.A.detach().float(), layer.y.detach().float(), layer.root_prec.detach().float())
     for dtype in (torch.float64, torch.float32):
-        factor, A, sites = conjugate.computed(single.prior.factor(), single.A, single.sites, dtype)
+        factor, A, sites = conjugate.computed(single.prior.given().core, single.A, single.sites, dtype)
         q = condition(factor, A, sites)
         for key in ("kl", "log_z"):
             assert relative_error(getattr(q, key).double(), want[key]) <= 1e-4
@@ -260,7 +260,7 @@ def test_shared_prior_is_per_unit_with_equal_factors_and_diagonal_is_per_unit_wi
 def test_the_prior_starts_at_the_fan_in_scale(kind: type[PerUnit], scaled: bool, spread: float) -> None:
     prior = kind(4, 2000, scaled).double()
     if spread:
-        prior.spread(spread, torch.Generator().manual_seed(0))
+        prior.start(spread, torch.Generator().manual_seed(0))
     unit = 1 / 5 if scaled else 1.0
     want = (1 - spread) * unit * torch.eye(5, dtype=torch.float64)
     torch.testing.assert_close(prior.covariance()[0], want)

@@ -370,7 +370,7 @@ def test_discrete_outputs_get_the_brier_score() -> None:
     tasks = [(torch.zeros(2, 1), v[:2], torch.zeros(len(v) - 2, 1), v[2:]) for v in y]
     result = evaluate(Coin(), tasks)
     assert result.pit is None
-    assert set(result.summary) == {"joint_log_density", "marginal_log_density", "rmse", "mae", "brier"}
+    assert set(result.summary) == {"joint_log_density", "marginal_log_density", "rmse", "mae", "brier", "accuracy"}
     for t, v in enumerate(y):
         p = (1 + v[:2].sum()) / 4
         torch.testing.assert_close(result.per_task["brier"][t], ((p - v[2:]) ** 2).mean())

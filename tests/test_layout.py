@@ -19,15 +19,23 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "bnnp"
 
-# What the core stands on: numerics and small helpers that know nothing of networks, priors or posteriors.
-BASE = ["seeds", "progress", "importance", "mixtures"]
-# A core module imports only from those before it.
-CORE = [
-    *BASE,
+# What the core stands on: numerics, data and catalogues of structures, that know nothing of networks and posteriors.
+BASE = [
+    "seeds",
+    "progress",
+    "importance",
+    "mixtures",
+    "tails",
     "linalg",
     "tasks",
     "scaling",
     "likelihoods",
+    "factors",
+    "structures",
+]
+# A core module imports only from those before it.
+CORE = [
+    *BASE,
     "priors",
     "conjugate",
     "draws",
@@ -35,6 +43,7 @@ CORE = [
     "streaming",
     "particles",
     "predictive",
+    "chain",
     "posterior",
     "networks",
     "objectives",
@@ -156,7 +165,7 @@ def imports_upwards(module: Module) -> list[str]:
     """Core: from modules before it, torch and numpy. Edge: the core and what the table grants. No unlisted unit."""
     own = module.unit
     if own in CORE:
-        granted = set(CORE[: CORE.index(own)])
+        granted = {*CORE[: CORE.index(own)], *([own] if module.name != own else [])}
     elif own in EDGE:
         granted = {*CORE, *EDGE[own], own} if own != "__main__" else EDGE[own]
     else:
@@ -278,7 +287,10 @@ def test_the_tree_keeps_the_law(law: str, modules: list[Module]) -> None:
 
 
 def test_the_core_is_complete_and_small(modules: list[Module]) -> None:
-    sizes = {module.name: len(module.code_lines) for module in modules if module.name in CORE}
+    sizes = dict.fromkeys((module.unit for module in modules if module.unit in CORE), 0)
+    for module in modules:
+        if module.unit in CORE:
+            sizes[module.unit] += len(module.code_lines)
     assert sorted(sizes) == sorted(CORE), "the laws speak of modules that are not there"
     assert sum(size for name, size in sizes.items() if name not in BASE) <= CORE_BUDGET, sizes
 
@@ -295,6 +307,7 @@ BAD = [
     ("imports_upwards", "tasks", "from .priors import PRIORS"),
     ("imports_upwards", "tasks", "def f() -> None:\n    from bnnp import priors"),
     ("imports_upwards", "tasks", "from bnnp.tasks import Task"),
+    ("imports_upwards", "likelihoods.base", "from bnnp.priors import PRIORS"),
     ("imports_upwards", "networks", "from bnnp import BNNP"),
     ("imports_upwards", "networks", "from bnnp.checkpoint import save"),
     ("imports_upwards", "networks", "import sklearn"),
@@ -344,6 +357,7 @@ GOOD = [
         "priors",
         "from __future__ import annotations\nimport math\nimport torch\nfrom bnnp.tasks import Task",
     ),
+    ("imports_upwards", "likelihoods.labels", "from bnnp.likelihoods.base import Likelihood"),
     ("imports_upwards", "training", "from bnnp.checkpoint import save\nfrom bnnp.objectives import OBJECTIVES"),
     ("imports_upwards", "data.synthetic", "from bnnp.data.table import read\nfrom ..tasks import Task"),
     ("imports_upwards", "demos.one", "import bnnp\nfrom bnnp import BNNP, plots\nfrom bnnp.demos.two import f"),

@@ -15,7 +15,7 @@ import scenarios
 from bnnp.networks import BNNP
 from bnnp.seeds import seeded
 from bnnp.tasks import Context, collate
-from laws import INSTANCES, randn, relative_error
+from laws import INSTANCES, randn, relative_error, unit_factors
 
 LAWS = pytest.mark.parametrize("kind, shared", INSTANCES, ids=lambda value: str(value))
 LAST = pytest.mark.parametrize("last_layer", ["exact", "amortised"])
@@ -114,11 +114,11 @@ def test_an_empty_context_gives_the_prior_exactly(kind: str, shared: bool) -> No
     assert float(empty.kl) == 0.0 and float(empty.elbo) == 0.0
     last = empty.particles.last
     assert last is not None and float(last.mean.abs().max()) == 0.0
-    torch.testing.assert_close(last.covariance, torch.eye(5, dtype=torch.float64).expand_as(last.covariance))
+    torch.testing.assert_close(last.covariance, torch.eye(last.covariance.shape[-1], dtype=torch.float64).expand_as(last.covariance))
     g = seeded(0, "particles")
     for layer, W in zip(model.prior.layers, empty.particles.weights, strict=False):
-        eps = randn(4, 1, layer.d_out, layer.p, generator=g)
-        torch.testing.assert_close(W, layer.rsample(eps))
+        eps = randn(4, 1, layer.d_out, layer.rank, generator=g)
+        torch.testing.assert_close(W, layer.given().weights(eps))
 
 
 def one_layer(kind: str, shared: bool, noise: float = 0.3) -> BNNP:
@@ -159,9 +159,9 @@ def test_the_posterior_equals_the_slow_twin_given_its_hidden_weights(
     p = posterior.predict(xt)
     weights = [W[:, 0] for W in posterior.particles.weights]
     context = model.scale(Context(x[None], y[None], torch.ones(1, len(x), dtype=torch.bool)))
-    sites = [[part[0].detach() for part in model._sites(layer, context)] for layer in model._layers]
+    sites = [[part[0].detach() for part in model.chain.pseudo(i, context, context.x)[:2]] for i in range(len(model.layers))]
     sites = [[pseudo, root.expand(pseudo.shape).square()] for pseudo, root in sites]
-    priors = [(layer.mean.detach(), list(layer.dense_factor().detach())) for layer in model.prior]
+    priors = [(layer.mean.detach(), [L.detach() for L in unit_factors(layer)]) for layer in model.prior]
     noise = model.likelihood.noise_std.detach()  # type: ignore[operator, union-attr]
     task = (context.x[0], context.y[0], s.x(xt), s.y(yt))
     want = reference.collapsed(*task, weights, priors[-1], sites[-1][1], noise, S, "tanh", residual)
@@ -421,7 +421,7 @@ class TestBernoulli:
 
 BAD = {
     "activation": ({"activation": "swish"}, "activation among gelu, relu"),
-    "prior": ({"prior": "dense"}, "prior among diagonal, per_unit, shared"),
+    "prior": ({"prior": "dense"}, "prior among diagonal, heavy_tailed, low_rank"),
     "last layer": ({"last_layer": "none"}, "last_layer among"),
     "width": ({"hidden": (0,)}, "hidden width as a positive integer"),
     "x_dim": ({"x_dim": -1}, "x_dim as a positive integer"),
@@ -483,7 +483,8 @@ def test_pseudo_noise_is_bounded_with_a_finite_gradient_however_far_the_network_
     with torch.no_grad():
         last.weight.zero_()
         last.bias.fill_(raw)
-    _, root = model._layers[0].pseudo_observations(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), torch.ones(1, 3, dtype=torch.bool))
+    inputs, seen = torch.zeros(1, 3, 4), torch.ones(1, 3, 1, dtype=torch.bool)
+    _, root = model._layers[0].pseudo_observations(inputs, inputs[..., :2], seen)
     root.sum().backward()  # type: ignore[no-untyped-call]
     assert bool(root.isfinite().all()) and float(root.detach().max()) <= 1e3 * (1 + 1e-6)
     assert last.bias.grad is not None and bool(last.bias.grad.isfinite().all())

@@ -13,7 +13,7 @@ import reference
 from bnnp.objectives import OBJECTIVES, training_noise
 from bnnp.streaming import Stream
 from bnnp.tasks import TaskBatch, collate, make_context
-from laws import INSTANCES, relative_error
+from laws import INSTANCES, relative_error, unit_factors
 from test_networks import build, data, padded
 
 LAWS = pytest.mark.parametrize("kind, shared", INSTANCES, ids=lambda value: str(value))
@@ -33,7 +33,7 @@ def generator(seed: int = 3) -> torch.Generator:
 def pieces(model: bnnp.BNNP, points: bnnp.Context, t: int) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
     """Scaled data of one task without its padding, and its pseudo-observations with their precisions, layer by layer."""
     scaled, keep = model.scale(points), points.mask[t]
-    sites = [model._sites(layer, scaled) for layer in model._layers]
+    sites = [model.chain.pseudo(i, scaled, scaled.x)[:2] for i in range(len(model.layers))]
     cut = [(y[t][keep].detach(), root.expand(*y.shape)[t][keep].square().detach()) for y, root in sites]
     return scaled.x[t][keep], scaled.y[t][keep], cut
 
@@ -44,12 +44,12 @@ def pieces(model: bnnp.BNNP, points: bnnp.Context, t: int) -> tuple[Tensor, Tens
 def test_objectives_are_their_definitions_given_the_drawn_weights(kind: str, shared: bool, last_layer: str, residual: bool) -> None:
     model, data_batch = build(kind, shared, last_layer, hidden=(4, 2), residual=residual), batch()
     noise = model.likelihood.noise_std.detach()  # type: ignore[operator, union-attr]
-    priors = [(layer.mean.detach(), list(layer.dense_factor().detach())) for layer in model.prior]
+    priors = [(layer.mean.detach(), [L.detach() for L in unit_factors(layer)]) for layer in model.prior]
     volume = float(model.scaling.y_scale.log().sum())
     with torch.no_grad():
         particles = model.particles(model.scale(data_batch.context), S, training_noise(model, generator()))
         streams = [Stream(lambda points=points: [model.scale(points)]) for points in (data_batch.context, data_batch.target)]
-        both, _ = model.paired_particles(*streams, S, training_noise(model, generator()))
+        both, _ = model.chain.paired_particles(*streams, S, training_noise(model, generator()))
         got = {name: f(model, data_batch, S, generator()) for name, f in OBJECTIVES.items()}
         cold = {name: OBJECTIVES[name](model, data_batch, S, generator(), beta=0.3) for name in ("avi", "pp_avi")}
     for t in range(3):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import bnnp
-from bnnp import draws, layers, networks
+from bnnp import chain, draws, layers, networks
 from bnnp.networks import BNNP
 from bnnp.objectives import OBJECTIVES
 from bnnp.streaming import Reservoir, Slices, Stream
@@ -65,7 +65,7 @@ def test_layers_wider_than_the_canonical_rank_are_drawn_as_in_the_full_pass(
     points: int, last_layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With fewer points than weights there is a draw in function space: the points are gathered."""
-    for module in (draws, layers, networks):
+    for module in (draws, layers, chain):
         monkeypatch.setattr(module, "CANONICAL_RANK", 4)
     labels, (x, y) = build(likelihood=bnnp.Bernoulli()), data((points,))[0]
     one, other = (labels.condition(x, (y > 4).double(), num_samples=4, context_batch_size=size) for size in (None, 2))

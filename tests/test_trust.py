@@ -27,7 +27,7 @@ def test_the_log_ratio_is_that_of_two_gaussian_densities(kind: str, shared: bool
     from bnnp.conjugate import condition
 
     layer = random_layer(kind, shared, 0, (3, 2), 3)
-    q = condition(layer.prior.factor(), layer.A, layer.sites, space)
+    q = condition(layer.prior.given().core, layer.A, layer.sites, space)
     eps = randn(4, *q.mean.shape, generator=torch.Generator().manual_seed(1))
     cov = q.covariance.expand(*q.mean.shape, q.mean.shape[-1])
     k = eps.shape[-1]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import bnnp
 import scenarios
+from bnnp.conjugate import condition
 from bnnp.importance import log_mean_exp, normalise
 from laws import INSTANCES, relative_error
 from test_networks import answers, build, data, one_layer
@@ -67,19 +68,16 @@ def test_an_update_conditions_the_last_layer_given_the_hidden_weights(kind: str,
     new = start.update(*more)
     both = model.scale(bnnp.collate([joined(first, more)]))
     H = start.particles.architecture.hidden(both.x, start.particles.weights)
-    A, sites = model._layer_sites(2, H, both)
-    from bnnp.conjugate import condition
-
-    want = condition(model._output_factor(), A, sites, "weight")
+    given, problem = start.particles.given, model.chain.problem
+    A, sites = problem(2, H, both, given)
+    want = condition(given.core, A, sites, "weight")
     assert new.particles.last is not None
     for key in ("mean", "kl", "log_z"):
         assert relative_error(getattr(new.particles.last, key), getattr(want, key)) <= 1e-9
-    A, own = model._layer_sites(2, H, both, own_noise=True)
+    A, own = problem(2, H, both, given, own=True)
     x, y = model.scale(bnnp.collate([first])).x, model.scale(bnnp.collate([first]))
-    before = condition(
-        model._output_factor(), *model._layer_sites(2, start.particles.architecture.hidden(x, start.particles.weights), y, True), "weight"
-    )
-    gain = condition(model._output_factor(), A, own, "weight").log_z - before.log_z - 4 * model.scaling.log_volume
+    before = condition(given.core, *problem(2, start.particles.architecture.hidden(x, start.particles.weights), y, given, True), "weight")
+    gain = condition(given.core, A, own, "weight").log_z - before.log_z - 4 * model.scaling.log_volume
     assert relative_error(new.gained, gain) <= 1e-9
     assert relative_error(new.weights, normalise(gain)[:, 0]) <= 1e-9
     assert relative_error(new.log_evidence, log_mean_exp(gain)[0][0]) <= 1e-9

@@ -8,7 +8,18 @@ and be *updated* to another Posterior.
 from bnnp import objectives
 from bnnp.checkpoint import load, load_posterior, save
 from bnnp.evaluation import Evaluation, evaluate
-from bnnp.likelihoods import Bernoulli, Gaussian
+from bnnp.likelihoods import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Gaussian,
+    Heteroscedastic,
+    Likelihood,
+    MultivariateGaussian,
+    NegativeBinomial,
+    Poisson,
+    StudentT,
+)
 from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
 from bnnp.posterior import Posterior
@@ -24,15 +35,23 @@ __all__ = [
     "BNNP",
     "SBC",
     "Bernoulli",
+    "Beta",
+    "Categorical",
     "Context",
     "Diagnosis",
     "Evaluation",
     "Gaussian",
+    "Heteroscedastic",
+    "Likelihood",
+    "MultivariateGaussian",
+    "NegativeBinomial",
     "NotPositiveDefiniteError",
     "NumericalWarning",
+    "Poisson",
     "Posterior",
     "Predictive",
     "Prior",
+    "StudentT",
     "Task",
     "TaskBatch",
     "TrainResult",

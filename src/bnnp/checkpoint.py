@@ -22,8 +22,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bnnp.conjugate import Conditional, SiteSum
-from bnnp.likelihoods import noise_of
-from bnnp.linalg import compute_device, to_compute
+from bnnp.factors import Given
+from bnnp.linalg import compute_device
 from bnnp.networks import BNNP
 from bnnp.particles import Particles
 from bnnp.posterior import Posterior
@@ -167,7 +167,8 @@ def _fields(part: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 _SUMS, _CONDITIONAL = ("gram", "h", "rr", "log_prec", "count"), ("m", "root", "quad", "log_prec", "count", "B", "r")
-_PARTICLES, _POSTERIOR = ("drawn_kl", "log_ratio", "log_lik"), ("counts", "gained", "past_evidence", "applied", "ancestors")
+_PARTICLES = ("drawn_kl", "log_ratio", "log_lik", "share")
+_POSTERIOR = ("counts", "gained", "past_evidence", "applied", "ancestors", "volume")
 
 
 def _pack(posterior: Posterior) -> dict[str, Tensor]:
@@ -179,13 +180,16 @@ def _pack(posterior: Posterior) -> dict[str, Tensor]:
         if q is not None:
             found |= {f"{name}.{k}": v for k, v in _fields(q, _CONDITIONAL).items()}
             found |= {f"{name}.sums.{k}": v for k, v in ({} if q.sums is None else _fields(q.sums, _SUMS)).items()}
+    given = particles.given
+    found |= {"given.mean": given.mean, **{f"given.factor.{i}": t for i, t in enumerate(given.factor.tensors)}}
+    found |= {f"given.{name}": t for name, t in (("mix", given.mix), ("scale", given.scale)) if t is not None}
     if particles.redraw is not None:
         found["noise"] = particles.redraw[1]
     if isinstance(particles.seen, SiteSum):
         found |= {f"seen.{k}": v for k, v in _fields(particles.seen, _SUMS).items()}
     found["key"] = posterior.sample.key
     for i, points in enumerate([posterior.sample.points, *(posterior.kept or ())]):
-        found |= {f"points.{i}.{k}": v for k, v in _fields(points, ("x", "y", "mask")).items()}
+        found |= {f"points.{i}.{k}": v for k, v in _fields(points, ("x", "y", "mask", "seen")).items()}
     return found
 
 
@@ -202,8 +206,18 @@ def save_posterior(posterior: Posterior, folder: str | os.PathLike[str]) -> None
         "kept": None if posterior.kept is None else len(posterior.kept),
         "points": int(posterior.counts.sum()),
         "layers": len(posterior.particles.weights),
+        "joint": posterior.particles.given.joint,
     }
     write_bundle(folder, "posterior", header, _pack(posterior))
+
+
+def _given(parts: dict[str, Tensor], like: Given, joint: bool) -> Given:
+    """Return the last layer's prior given the particles, of the structure that its network has."""
+    like = like.together() if joint and not like.joint else like
+    if not parts:  # files from before it depended on the particles
+        return like
+    factors = [parts[f"factor.{i}"] for i in range(len(like.factor.tensors))]
+    return Given(parts["mean"], like.factor.rebuild(*factors), parts.get("mix"), parts.get("scale"))
 
 
 def load_posterior(folder: str | os.PathLike[str], model: BNNP) -> Posterior:
@@ -243,19 +257,20 @@ def load_posterior(folder: str | os.PathLike[str], model: BNNP) -> Posterior:
         if not parts:
             return None
         sums = {key[5:]: parts.pop(key) for key in list(parts) if key.startswith("sums.")}
-        factor = own.layers[-1].prior.factor()
-        factor = factor.rebuild(*(to_compute(t.detach(), own.factor_dtype) for t in factor.tensors))
-        return Conditional(factor, **{"B": None, "r": None, **parts}, sums=SiteSum(**sums) if sums else None)  # type: ignore[arg-type]
+        core = given.computed(own.factor_dtype).core
+        return Conditional(core, **{"B": None, "r": None, **parts}, sums=SiteSum(**sums) if sums else None)  # type: ignore[arg-type]
 
     try:
         own: Any = copy.deepcopy(model).requires_grad_(False)
+        kept_given = {key: value.to(model.device) for key, value in under("given.").items()}
+        given = _given(kept_given, own.layers[-1].prior.given(), header.get("joint", False))
         redraw, seen = conditional("redraw"), {key: value.to(device) for key, value in under("seen.").items()}
         particles = Particles(
             own.architecture,
             tuple(tensors[f"weights.{i}"].to(model.device) for i in range(header["layers"])),
-            output=own.layers[-1],
+            given=given,
+            likelihood=own.likelihood,
             last=conditional("last"),
-            noise_std=noise_of(own.likelihood),
             dtype=own.factor_dtype,
             seen=SiteSum(**seen) if seen else None,
             redraw=None if redraw is None else (redraw, tensors["noise"].to(device)),

@@ -31,32 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnnp.factors import Factor, Sites
 from bnnp.linalg import cho_solve, cholesky, log_det, lower_inverse, solve_lower, solve_lower_transposed, to_compute
-from bnnp.priors import Factor
 
 __all__ = ["Conditional", "PointSum", "SiteSum", "Sites", "computed", "condition", "cut", "point_sum", "site_sum", "to_columns", "whiten"]
 
 GRAM_POINTS = 256
 """How many points are taken at once while Gram matrices with several precisions are summed: what they need stays in the cache."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sites:
-    """Hold the pseudo-observations of a layer, as residuals from the prior mean.
-
-    Arguments:
-        resid: y~ - A mean with shape (*S, *T, N, d).
-        root_prec: square roots of the precisions with shape (*S, *T, N, d), or (..., 1) where the units share them; 0 = masked.
-    """
-
-    resid: Tensor
-    root_prec: Tensor
-
-    def columns(self, factor: Factor) -> tuple[int, int]:
-        """Return the number of blocks U and of columns C of a layer with this factor."""
-        d = self.resid.shape[-1]
-        blocks = d if factor.blocks > 1 or self.root_prec.shape[-1] > 1 else 1
-        return blocks, d // blocks
 
 
 def to_columns(x: Tensor, blocks: int) -> Tensor:
@@ -178,6 +159,17 @@ class PointSum:
         whole = self.G[..., start:stop, :, :], self.c[..., start:stop], self.rr[..., start:stop]
         return PointSum(*whole, self.log_prec[..., start:stop], self.count[..., start:stop])
 
+    def tempered(self, log_share: Tensor) -> PointSum:
+        """Return the sums with all precisions multiplied by exp(log_share), with shape (*B)."""
+        t = log_share.exp()
+        scaled = self.G * t[..., None, None, None], self.c * t[..., None, None], self.rr * t[..., None]
+        return PointSum(*scaled, self.log_prec + self.count * log_share[..., None], self.count)
+
+    def scaled(self, root: Tensor) -> PointSum:
+        """Return the sums with all features multiplied by numbers with shape (*B)."""
+        G, c = self.G * root.square()[..., None, None, None], self.c * root[..., None, None]
+        return PointSum(G, c, *(t.expand(*root.shape, t.shape[-1]) for t in (self.rr, self.log_prec, self.count)))
+
     def whiten(self, factor: Factor) -> SiteSum:
         """Return the sums in the space of eps: B^T B = L^T G L and B^T r = L^T c; cost 2 p^2 k a block."""
         V, d = self.G.shape[-3], self.c.shape[-1]
@@ -222,6 +214,10 @@ class SiteSum:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the sums as a tuple."""
         return (self.gram, self.h, self.rr, self.log_prec, self.count)
+
+    def scaled(self, root: Tensor | float) -> SiteSum:
+        """Return the sums with all features multiplied by a number."""
+        return dataclasses.replace(self, gram=self.gram * root**2, h=self.h * root)
 
     def split(self) -> SiteSum:
         """Return the same sums with one block for each unit, for sets in which units do not share their precisions."""
@@ -373,6 +369,20 @@ class Conditional:
         K = V.mT @ V if P is None else P @ P.mT - V.mT @ V
         return K.repeat_interleave(self.m.shape[-1], dim=-3)
 
+    def group_covariance(self, A: Tensor, size: int) -> Tensor:
+        """Return the covariances of A w within groups of `size` consecutive rows of A, for a layer of one unit.
+
+        Returns:
+            With shape (*B, M / size, size, size) for features A with shape (*B, M, p).
+        """
+        V, P = self._half(self._projected(A))
+        M = A.shape[-2] // size
+        grouped = V.squeeze(-3).mT.unflatten(-2, (M, size))  # (*B, M / size, size, .)
+        if P is None:
+            return grouped @ grouped.mT
+        prior = P.squeeze(-3).unflatten(-2, (M, size))
+        return prior @ prior.mT - grouped @ grouped.mT
+
     def draw(self, z: Tensor) -> Tensor:
         """Return draws of eps with shape (*S, *B, d, k) for standard normal z of that shape.
 
@@ -471,7 +481,7 @@ def condition(factor: Factor, A: Tensor, sites: Sites, space: str | None = None)
         q(eps) for the batch *B.
 
     Example:
-        >>> from bnnp.priors import DiagonalFactor
+        >>> from bnnp.factors import DiagonalFactor
         >>> q = condition(DiagonalFactor(torch.ones(1, 1)), torch.ones(1, 1), Sites(torch.ones(1, 1), torch.ones(1, 1)))
         >>> q.mean, q.covariance
         (tensor([[0.5000]]), tensor([[[0.5000]]]))
@@ -492,4 +502,4 @@ def _from_rows(factor: Factor, B: Tensor, r: Tensor, log_prec: Tensor, count: Te
 def computed(factor: Factor, A: Tensor, sites: Sites, dtype: torch.dtype) -> tuple[Factor, Tensor, Sites]:
     """Move a layer's problem to the device and precision of the factorisations."""
     factor = factor.rebuild(*(to_compute(t, dtype) for t in factor.tensors))
-    return factor, to_compute(A, dtype), Sites(to_compute(sites.resid, dtype), to_compute(sites.root_prec, dtype))
+    return factor, to_compute(A, dtype), sites.to(dtype)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnnp.conjugate import Conditional, PointSum, Sites, computed, condition, cut, point_sum, to_columns, whiten
+from bnnp.conjugate import Conditional, PointSum, computed, condition, cut, point_sum, to_columns, whiten
+from bnnp.factors import Factor, Sites
 from bnnp.linalg import cholesky, lower_inverse
-from bnnp.priors import Factor
 
 __all__ = ["CANONICAL_RANK", "Normal", "draw_canonical", "draw_from_sums", "draw_fused"]
 

@@ -2,7 +2,7 @@
 
 Nothing here knows a model: the scores take tensors, and `evaluate` takes anything with a `condition` that returns
 something with a `predict`, so that a learned process, a baseline and an exact oracle are judged by the same code.
-"Per point" always means: divided by the number of observed target points, outputs summed.
+"Per point" always means: divided by the number of observed target points, outputs summed (those that were observed).
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ __all__ = [
 
 ArrayLike: TypeAlias = Any  # a tensor, a NumPy array or a nested list of numbers
 SplitTask: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+_Masked: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # as (x, y, observed) of context and targets
 
 _CRPS_DRAWS = 256  # draws where a predictive has no closed-form CRPS
 _GRID = 99  # levels at which the distribution of PIT values is compared with the uniform
 
 
 class PredictiveLike(Protocol):
-    """What `evaluate` asks of a prediction at target points; `crps(yt)` and `is_discrete` are used if there."""
+    """What `evaluate` asks of a prediction at target points; `crps(yt)`, `pit(yt)`, `is_discrete` and `probs` are used if there."""
 
     @property
     def mean(self) -> Tensor:
@@ -76,7 +77,7 @@ class Model(Protocol):
     """What `evaluate` asks of a model."""
 
     def condition(self, xc: Tensor, yc: Tensor, mask: Tensor | None = None, num_samples: int = 64, seed: int = 0) -> PosteriorLike:
-        """Return the posterior given padded contexts (*T, N, d) of which `mask` (*T, N) says what is observed."""
+        """Return the posterior given padded contexts (*T, N, d) of which `mask`, (*T, N) or (*T, N, d_y), says what is observed."""
         ...
 
 
@@ -160,7 +161,7 @@ def rmse(prediction: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     Arguments:
         prediction: with shape (*T, M, d_y).
         y: observations with shape (*T, M, d_y).
-        mask: True where a point is observed, with shape (*T, M).
+        mask: True where a point is observed, with shape (*T, M), or an output, (*T, M, d_y).
 
     Returns:
         Errors with shape (*T,), in the units of y.
@@ -264,7 +265,7 @@ class Evaluation:
         per_task: name -> one value per task, float64 with shape (T,).
         summary: name -> (mean over tasks, standard error over tasks). `calibration_error` is only here: it is computed
             from the PIT values of all tasks together, its standard error is the jackknife over tasks.
-        pit: all PIT values, float64 with shape (P,), for pictures; None for discrete outputs.
+        pit: all PIT values, float64 with shape (P,), for pictures; None for class labels.
     """
 
     per_task: dict[str, Tensor]
@@ -333,13 +334,15 @@ def evaluate(
 
     Scores, in user units: `joint_log_density`, log p(all targets of the task together) / number of targets;
     `marginal_log_density`, mean of log p(y_n); both summed over outputs; `rmse`, `mae` of the predictive mean; `crps`;
-    `coverage_<level>` of central intervals; `calibration_error`. For discrete outputs (`predictive.is_discrete`) the
-    last three give way to `brier`, mean (P(y = 1) - y)^2.
+    `coverage_<level>` of central intervals; `calibration_error`. Counts are scored likewise, with PIT values drawn at random between
+    P(y < y_n) and P(y <= y_n). For class labels the last three give way to `brier`, mean (P(y = 1) - y)^2, or with K classes the sum
+    over classes; and to `accuracy`. With K classes there is neither `rmse` nor `mae`.
 
     Arguments:
         model: anything with `condition`, see `Model`.
         tasks: (xc, yc, xt, yt) with shapes (N, d_x), (N, d_y), (M, d_x), (M, d_y), of any N >= 0 and M >= 1; or pairs
-            (x, y) together with `context_fraction`, see `split_tasks`.
+            (x, y) together with `context_fraction`, see `split_tasks`. With masks, True = observed, (n,) or (n, d_y):
+            (xc, yc, mask_c, xt, yt, mask_t), or triples (x, y, mask).
         num_samples: posterior samples of each prediction.
         seed: of the splits; batch number i conditions and draws with seed + i.
         batch_size: tasks conditioned at once, padded to the largest.
@@ -352,7 +355,7 @@ def evaluate(
     Raises:
         ValueError: the tasks are empty, disagree in shape or hold values that are not finite.
     """
-    pairs = [tuple(task) if isinstance(task, Task) else task for task in tasks]
+    pairs = [_plain_task(task) for task in tasks]
     splits = _check_tasks(pairs, context_fraction, seed)
     if batch_size < 1:
         raise ValueError(f"Expected batch_size >= 1. Got {batch_size}.")
@@ -375,63 +378,113 @@ def evaluate(
     return Evaluation(per_task, summary, torch.cat(pits))
 
 
+def _plain_task(task: Sequence[ArrayLike] | Task) -> Sequence[ArrayLike]:
+    if not isinstance(task, Task):
+        return task
+    return (task.x, task.y) if task.seen is None else (task.x, task.y, task.seen)
+
+
 def _score_batch(predictive: PredictiveLike, yt: Tensor, mask: Tensor, seed: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Return the scores (T,) of a padded batch and the PIT values of each of its tasks, an empty list if discrete."""
+    """Return the scores (T,) of a padded batch and the PIT values of each of its tasks, an empty list for class labels."""
     y, mean = _plain_tensor(yt), _plain_tensor(predictive.mean)
     observed = mask.cpu()
+    points = observed.any(-1) if observed.ndim == y.ndim else observed
     joint = _plain_tensor(predictive.log_prob(yt, joint=True, mask=mask))
     each = _plain_tensor(predictive.log_prob(yt, joint=False, mask=mask))
-    scores = {
-        "joint_log_density": joint / observed.sum(-1),
-        "marginal_log_density": _masked_mean(each.unsqueeze(-1), observed),
-        "rmse": rmse(mean, y, observed),
-        "mae": mae(mean, y, observed),
-    }
-    if getattr(predictive, "is_discrete", False):
+    scores = {"joint_log_density": joint / points.sum(-1), "marginal_log_density": _masked_mean(each.unsqueeze(-1), points)}
+    probs = getattr(predictive, "probs", None)
+    if probs is not None and mean.shape != y.shape:
+        hit = (mean.argmax(-1, keepdim=True) == y).to(y.dtype)
+        one_hot = torch.nn.functional.one_hot(y.squeeze(-1).long(), mean.shape[-1])
+        scores["brier"] = _masked_mean((mean - one_hot).square().sum(-1, keepdim=True), observed)
+        return scores | {"accuracy": _masked_mean(hit, observed)}, []
+    scores |= {"rmse": rmse(mean, y, observed), "mae": mae(mean, y, observed)}
+    pit = getattr(predictive, "pit", None)
+    if probs is not None or (pit is None and getattr(predictive, "is_discrete", False)):
         scores["brier"] = _masked_mean((mean - y) ** 2, observed)
-        return scores, []
+        return scores | {"accuracy": _masked_mean(((mean >= 0.5) == (y >= 0.5)).to(y.dtype), observed)}, []
     closed_form = getattr(predictive, "crps", None)
     if closed_form is not None:
-        point_crps = _plain_tensor(closed_form(yt))
+        point_crps = _plain_tensor(closed_form(yt, mask=mask) if observed.ndim == y.ndim else closed_form(yt))
     else:
         point_crps = crps(_plain_tensor(predictive.sample(_CRPS_DRAWS, noisy=True, seed=seed)), y)
     scores["crps"] = _masked_mean(point_crps, observed)
-    pit = _plain_tensor(predictive.cdf(yt))
-    return scores, [pit[t, observed[t]].reshape(-1) for t in range(len(pit))]
+    u = _plain_tensor(predictive.cdf(yt) if pit is None else pit(yt, mask=mask, seed=seed))
+    keep = (observed if observed.ndim == y.ndim else observed.unsqueeze(-1)).expand_as(y)
+    return scores, [u[t][keep[t]] for t in range(len(u))]
 
 
-def _check_tasks(tasks: Sequence[Sequence[ArrayLike]], context_fraction: float | tuple[float, float] | None, seed: int) -> list[SplitTask]:
+def _check_tasks(tasks: Sequence[Sequence[ArrayLike]], context_fraction: float | tuple[float, float] | None, seed: int) -> list[_Masked]:
     if len(tasks) == 0:
         raise ValueError("Expected at least one task. Got an empty list.")
     lengths = {len(task) for task in tasks}
-    if lengths == {2} and context_fraction is not None:
-        splits = split_tasks(tasks, context_fraction, seed)
-    elif lengths == {4} and context_fraction is None:
-        splits = [(_matrix(xc), _matrix(yc), _matrix(xt), _matrix(yt)) for xc, yc, xt, yt in tasks]
+    if lengths <= {2, 3} and context_fraction is not None:
+        # The mask rides along as further columns of y, so that splits are those of the same pairs without one.
+        whole = [(_matrix(task[0]), _matrix(task[1]), task[2] if len(task) > 2 else None) for task in tasks]
+        joined = [(x, torch.cat([y, _observed(given, y).to(y.dtype)], dim=-1)) for x, y, given in whole]
+        halves = split_tasks(joined, context_fraction, seed)
+        splits = [(xc, *_uncoupled(yc), xt, *_uncoupled(yt)) for xc, yc, xt, yt in halves]
+    elif lengths <= {4, 6} and context_fraction is None:
+        full = [tuple(task) if len(task) == 6 else (task[0], task[1], None, task[2], task[3], None) for task in tasks]
+        splits = [_halves(task, index) for index, task in enumerate(full)]
     else:
         raise ValueError(
-            "Expected tasks (xc, yc, xt, yt), or pairs (x, y) with context_fraction. "
-            f"Got tasks of {sorted(lengths)} arrays and context_fraction={context_fraction}."
+            "Expected tasks (xc, yc, xt, yt), or pairs (x, y) with context_fraction; or with masks (xc, yc, mask_c, xt, yt, mask_t) or "
+            f"(x, y, mask). Got tasks of {sorted(lengths)} arrays and context_fraction={context_fraction}."
         )
-    d_x, d_y = splits[0][2].shape[1], splits[0][3].shape[1]
-    checked: list[SplitTask] = []
-    for index, (xc, yc, xt, yt) in enumerate(splits):
+    d_x, d_y = splits[0][3].shape[1], splits[0][4].shape[1]
+    checked: list[_Masked] = []
+    for index, (xc, yc, sc, xt, yt, st) in enumerate(splits):
         if len(xc) == 0:  # an empty list or array says nothing about its width
             xc, yc = xt[:0], yt[:0] if len(yc) == 0 else yc
-        if len(xc) != len(yc) or len(xt) != len(yt) or len(xt) < 1:
-            raise ValueError(
-                f"Expected as many outputs as inputs, and at least one target, in task {index}. Got {len(xc)} and "
-                f"{len(yc)} in the context, {len(xt)} and {len(yt)} in the targets."
-            )
+            sc = sc.new_zeros(yc.shape) if len(yc) == 0 else sc
         if (xc.shape[1], yc.shape[1], xt.shape[1], yt.shape[1]) != (d_x, d_y, d_x, d_y):
             raise ValueError(
                 f"Expected d_x = {d_x} inputs and d_y = {d_y} outputs, as in the first task. Got shapes "
                 f"{[tuple(v.shape) for v in (xc, yc, xt, yt)]} in task {index}."
             )
-        if not all(bool(v.isfinite().all()) for v in (xc, yc, xt, yt)):
+        seen_c, seen_t = sc.any(-1), st.any(-1)
+        if len(xc) != len(yc) or len(xt) != len(yt) or not bool(seen_t.any()):
+            raise ValueError(
+                f"Expected as many outputs as inputs, and at least one target, in task {index}. Got {len(xc)} and "
+                f"{len(yc)} in the context, {len(xt)} and {int(seen_t.sum())} in the targets."
+            )
+        # Points of which nothing was observed are left out, and what is not observed of the others may be anything.
+        xc, yc, sc, xt, yt, st = xc[seen_c], yc[seen_c], sc[seen_c], xt[seen_t], yt[seen_t], st[seen_t]
+        if not all(bool(v.isfinite().all()) for v in (xc, yc[sc], xt, yt[st])):
             raise ValueError(f"Expected finite numbers. Got NaN or infinity in task {index}. Drop those points first.")
-        checked.append((xc, yc, xt, yt))
+        yc, yt = (torch.where(s, y, yt[st][0]) for s, y in ((sc, yc), (st, yt)))
+        checked.append((xc, yc, sc, xt, yt, st))
     return checked
+
+
+def _halves(task: Sequence[ArrayLike], index: int) -> _Masked:
+    xc, yc, mask_c, xt, yt, mask_t = task
+    found = [_matrix(part) for part in (xc, yc, xt, yt)]
+    if len(found[0]) != len(found[1]) or len(found[2]) != len(found[3]):
+        raise ValueError(
+            f"Expected as many outputs as inputs, and at least one target, in task {index}. Got {len(found[0])} and {len(found[1])} in "
+            f"the context, {len(found[2])} and {len(found[3])} in the targets."
+        )
+    return found[0], found[1], _observed(mask_c, found[1]), found[2], found[3], _observed(mask_t, found[3])
+
+
+def _observed(mask: ArrayLike, y: Tensor) -> Tensor:
+    """Return a mask (n,) or (n, d_y), or None, as (n, d_y)."""
+    if mask is None:
+        return torch.ones_like(y, dtype=torch.bool)
+    found = torch.as_tensor(mask)
+    if found.dtype != torch.bool or tuple(found.shape) not in ((len(y),), tuple(y.shape)):
+        raise ValueError(
+            f"Expected a mask of booleans with shape ({len(y)},) or {tuple(y.shape)}, True = observed. Got {found.dtype} with shape "
+            f"{tuple(found.shape)}."
+        )
+    return (found if found.ndim == 2 else found.unsqueeze(-1)).expand_as(y).to(y.device)
+
+
+def _uncoupled(both: Tensor) -> tuple[Tensor, Tensor]:
+    y, mask = both.chunk(2, dim=-1)
+    return y, mask > 0.5
 
 
 def _matrix(values: ArrayLike) -> Tensor:
@@ -447,20 +500,22 @@ def _matrix(values: ArrayLike) -> Tensor:
     return tensor
 
 
-def _pad(splits: Sequence[SplitTask]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Stack tasks to (xc, yc, mask_c, xt, yt, mask_t).
+def _pad(splits: Sequence[_Masked]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Stack tasks to (xc, yc, mask_c, xt, yt, mask_t); masks have an axis of outputs where single ones are missing.
 
     Padding repeats the first target's input (and, among the targets only, its output): always in range. At least one
     context row is there, so that a batch of empty contexts has the same shape as any other.
     """
-    most_c, most_t = max(1, *(len(s[0]) for s in splits)), max(len(s[2]) for s in splits)
-    xc = torch.stack([_extend(xc, xt[0], most_c) for xc, _, xt, _ in splits])
-    yc = torch.stack([_extend(yc, torch.zeros_like(yt[0]), most_c) for _, yc, _, yt in splits])
-    xt = torch.stack([_extend(xt, xt[0], most_t) for _, _, xt, _ in splits])
-    yt = torch.stack([_extend(yt, yt[0], most_t) for _, _, _, yt in splits])
-    mask_c = torch.stack([torch.arange(most_c, device=xc.device) < len(s[0]) for s in splits])
-    mask_t = torch.stack([torch.arange(most_t, device=xt.device) < len(s[2]) for s in splits])
-    return xc, yc, mask_c, xt, yt, mask_t
+    most_c, most_t = max(1, *(len(s[0]) for s in splits)), max(len(s[3]) for s in splits)
+    xc = torch.stack([_extend(xc, xt[0], most_c) for xc, _, _, xt, _, _ in splits])
+    yc = torch.stack([_extend(yc, torch.zeros_like(yt[0]), most_c) for _, yc, _, _, yt, _ in splits])
+    xt = torch.stack([_extend(xt, xt[0], most_t) for _, _, _, xt, _, _ in splits])
+    yt = torch.stack([_extend(yt, yt[0], most_t) for _, _, _, _, yt, _ in splits])
+    masks = []
+    for at, most in ((2, most_c), (5, most_t)):
+        mask = torch.stack([_extend(s[at], torch.zeros_like(s[5][0]), most) for s in splits])
+        masks.append(mask if bool((mask.any(-1) != mask.all(-1)).any()) else mask.any(-1))
+    return xc, yc, masks[0], xt, yt, masks[1]
 
 
 def _extend(rows: Tensor, fill: Tensor, size: int) -> Tensor:
@@ -471,8 +526,8 @@ def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean of (*T, M, d) over observed points and outputs, with shape (*T,)."""
     if mask is None:
         return values.mean((-2, -1))
-    observed = mask.unsqueeze(-1)
-    return torch.where(observed, values, torch.zeros_like(values)).sum((-2, -1)) / (mask.sum(-1) * values.shape[-1])
+    observed = (mask if mask.ndim == values.ndim else mask.unsqueeze(-1)).expand_as(values)
+    return torch.where(observed, values, torch.zeros_like(values)).sum((-2, -1)) / observed.sum((-2, -1))
 
 
 def _check_levels(levels: Sequence[float], pit: Tensor) -> Tensor:

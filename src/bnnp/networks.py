@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
@@ -20,18 +19,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from bnnp.conjugate import Conditional, PointSum, Sites, SiteSum, condition, point_sum, site_sum
-from bnnp.draws import CANONICAL_RANK, Normal, draw_from_sums
-from bnnp.layers import ACTIVATIONS, AmortisedLinear
+from bnnp.chain import Chain
+from bnnp.draws import Normal
+from bnnp.layers import ACTIVATIONS, AmortisedLinear, mlp
 from bnnp.likelihoods import LIKELIHOODS, Gaussian, Likelihood, noise_of
-from bnnp.linalg import compute_device, to_compute
-from bnnp.particles import Architecture, Particles, drawn_log_lik
+from bnnp.linalg import compute_device
+from bnnp.particles import Architecture, Particles
 from bnnp.posterior import Posterior
-from bnnp.priors import Factor, NetworkPrior, Prior
+from bnnp.priors import NetworkPrior, Prior, layer_priors
 from bnnp.progress import ProgressLine
 from bnnp.scaling import REFERENCE_SIZE, Reference, Standardiser
 from bnnp.seeds import check_count, seeded
 from bnnp.streaming import Batches, Reservoir, Slices, Stream, is_stream
+from bnnp.structures import LayerPrior
 from bnnp.tasks import Context, Task, check_inputs, make_context
 
 __all__ = ["BNNP"]
@@ -51,15 +51,20 @@ class BNNP(nn.Module):
         x_dim: number of input columns d_x.
         y_dim: number of output columns d_y.
         hidden: widths of the hidden layers; () is a linear model.
-        prior: "diagonal", "per_unit", "shared", or a `Prior` that also says what is learned.
-        likelihood: `Gaussian()` or `Bernoulli()`.
+        prior: name of a prior, such as "per_unit" or "shared", or a `Prior` that also says what is learned.
+        likelihood: `Gaussian()` where not given; see `bnnp.likelihoods`.
         activation: "relu", "tanh", "silu", "gelu" or "sine".
         residual: add a layer's input to its output where the widths agree.
         last_layer: "exact": with a Gaussian likelihood the last layer is Bayesian linear regression with the likelihood's own
             noise; "amortised": its noise is inferred for each point, as in the paper. Other likelihoods take no notice.
         shared_noise: one pseudo-noise for each point, shared by the units of a layer. With the "shared" prior this leaves one
             factorisation per layer, task and sample.
+        missing_outputs: contexts may have points of which some outputs were not observed: the inference networks are told which.
         net_hidden: hidden widths of the inference networks; those of the network where not given.
+        feed_activations: inference networks also see what their layer sees of each point, not only the point itself.
+        trunk: one inference network for all layers, with a linear head for each, instead of one for each layer.
+        temperature: learn for each hidden layer how much less a point counts in large contexts: precisions times (1 + N)^(-kappa). A guard
+            against over-confidence with more points than in training.
         factor_dtype: precision of the factorisations, "float64" or "float32".
         seed: of the initial inference networks.
 
@@ -83,55 +88,64 @@ class BNNP(nn.Module):
         residual: bool = False,
         last_layer: str = "exact",
         shared_noise: bool = False,
+        missing_outputs: bool = False,
         net_hidden: Sequence[int] | None = None,
+        feed_activations: bool = False,
+        trunk: bool = False,
+        temperature: bool = False,
         factor_dtype: str = "float64",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        widths = (check_count(x_dim, "x_dim"), *_widths(hidden, "hidden"), check_count(y_dim, "y_dim"))
-        net_hidden = _widths(net_hidden, "net_hidden") if net_hidden is not None else (widths[1:-1] or (64, 64))
-        residual, shared_noise = _flag(residual, "residual"), _flag(shared_noise, "shared_noise")
+        x_dim, y_dim, hidden = check_count(x_dim, "x_dim"), check_count(y_dim, "y_dim"), _widths(hidden, "hidden")
+        net_hidden = _widths(net_hidden, "net_hidden") if net_hidden is not None else (hidden or (64, 64))
+        flags = _flags(residual=residual, shared_noise=shared_noise, missing_outputs=missing_outputs, trunk=trunk)
+        flags |= _flags(feed_activations=feed_activations, temperature=temperature)
         _choose(activation, ACTIVATIONS, "activation")
         _choose(last_layer, ("exact", "amortised"), "last_layer")
         _choose(factor_dtype, DTYPES, "factor_dtype")
-        likelihood = Gaussian() if likelihood is None else likelihood
-        if not isinstance(likelihood, Likelihood):
-            raise TypeError(f"Expected likelihood as bnnp.Gaussian(...) or bnnp.Bernoulli(). Got {type(likelihood).__name__}.")
+        likelihood = _bound(likelihood, y_dim)
+        widths = (x_dim, *hidden, likelihood.f_dim(y_dim))
         spec = Prior(prior) if isinstance(prior, str) else prior
         if not isinstance(spec, Prior):
             raise TypeError(f"Expected prior as a name or a bnnp.Prior(...). Got {type(prior).__name__}.")
         self._config: dict[str, Any] = {
-            "x_dim": widths[0],
-            "y_dim": widths[-1],
-            "hidden": list(widths[1:-1]),
+            "x_dim": x_dim,
+            "y_dim": y_dim,
+            "hidden": list(hidden),
             "prior": dataclasses.asdict(spec),
             "likelihood": {"kind": type(likelihood).__name__.lower(), **likelihood.config()},
             "activation": activation,
-            "residual": residual,
             "last_layer": last_layer,
-            "shared_noise": shared_noise,
             "net_hidden": list(net_hidden),
             "factor_dtype": factor_dtype,
+            **flags,
         }
         self.x_dim, self.y_dim = x_dim, y_dim
         self.architecture = Architecture(activation, residual)
         self.factor_dtype = DTYPES[factor_dtype]
-        self.likelihood = likelihood.bind(y_dim)
-        self.scaling = Standardiser(x_dim, y_dim, scale_y=not likelihood.discrete)
+        self.likelihood, self.missing_outputs = likelihood, missing_outputs
+        self.scaling = Standardiser(x_dim, y_dim, scale_y=likelihood.scale_y)
         self.reference = Reference(x_dim)
         self.last_layer = last_layer
-        layers = []
-        for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
-            true_targets = i == len(widths) - 2 and likelihood.conjugate
-            net = None if true_targets and last_layer == "exact" else (x_dim + y_dim, *net_hidden)
-            scale = spec.input_scale if i == 0 and hidden else 1.0
-            layers.append(AmortisedLinear(d_in, d_out, spec, net, activation, shared_noise, true_targets, scale))
-        self.layers = nn.ModuleList(layers)
-        self._reset(seed, spec.spread)
+        self._seen_by_nets = x_dim + likelihood.embed_dim(y_dim) + (y_dim if missing_outputs else 0)
+        self.trunk = mlp((self._seen_by_nets, *net_hidden), activation) if trunk else None
+        priors = layer_priors(widths, spec, seeded(seed, "prior"))
+        self.layers = nn.ModuleList(self._layer(prior, i, i == len(priors) - 1) for i, prior in enumerate(priors))
+        self._reset(seed)
         self.prior.learn(mean=spec.learn_mean, scale=spec.learn_scale)
 
-    def _reset(self, seed: int, spread: float) -> None:
-        """Draw the inference networks' weights, U(-1/sqrt(d_in), 1/sqrt(d_in)), and what is random in the prior's start."""
+    def _layer(self, prior: LayerPrior, index: int, last: bool) -> AmortisedLinear:
+        """Build a layer with the inference network that it needs."""
+        config, true_targets = self._config, last and self.likelihood.conjugate
+        net_hidden = config["net_hidden"]
+        width = net_hidden[-1] if config["trunk"] else self._seen_by_nets
+        width += prior.d_in if config["feed_activations"] and index > 0 else 0
+        net = None if true_targets and self.last_layer == "exact" else (width,) if config["trunk"] else (width, *net_hidden)
+        return AmortisedLinear(prior, net, config["activation"], config["shared_noise"], true_targets, config["temperature"] and not last)
+
+    def _reset(self, seed: int) -> None:
+        """Draw the inference networks' weights, U(-1/sqrt(d_in), 1/sqrt(d_in))."""
         generator = seeded(seed, "start")
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -139,9 +153,6 @@ class BNNP(nn.Module):
                 for parameter in (module.weight, module.bias):
                     drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
                     parameter.data.copy_(bound * (2 * drawn - 1))
-        for layer in self.prior:
-            if spread > 0:
-                layer.spread(spread, generator)
 
     save: ClassVar[Callable[[BNNP, str | os.PathLike[str]], None]]
     """Save the model in a folder; set by `bnnp.checkpoint`, since the core knows no files."""
@@ -150,8 +161,9 @@ class BNNP(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return what the model is built from, as plain numbers and strings."""
         config = copy.deepcopy(self._config)
-        config["prior"]["learn_mean"] = any(p.requires_grad for p in self.prior.means())
-        config["prior"]["learn_scale"] = any(p.requires_grad for p in self.prior.scales())
+        for key, parameters in (("learn_mean", self.prior.means()), ("learn_scale", self.prior.scales())):
+            if parameters:
+                config["prior"][key] = any(p.requires_grad for p in parameters)
         return config
 
     @classmethod
@@ -192,203 +204,33 @@ class BNNP(nn.Module):
         self.scaling.fit(tasks)
         self.reference.fit(tasks, self.scaling.x)
         self.likelihood.rescale(self.scaling.y_scale)
+        self.likelihood.fit(torch.cat([task.y for task in tasks]), torch.cat([task.observed for task in tasks]))
 
     def scale(self, context: Context) -> Context:
-        """Return a context in the network's units, padding at zero."""
-        keep, zero = context.mask.unsqueeze(-1), context.x.new_zeros(())
-        x, y = self.scaling.x(context.x), self.scaling.y(context.y)
-        return Context(torch.where(keep, x, zero), torch.where(keep, y, zero), context.mask)
+        """Return a context in the network's units, padding at zero.
 
-    def _sites(self, layer: AmortisedLinear, context: Context) -> tuple[Tensor, Tensor]:
-        if layer.net is not None:
-            return layer.pseudo_observations(context.x, context.y, context.mask)
-        return context.y, self._own_root(context)
-
-    def _own_root(self, context: Context) -> Tensor:
-        """Return the square roots of the precisions of observations with the likelihood's own noise."""
-        noise = noise_of(self.likelihood)
-        assert noise is not None
-        return context.mask.unsqueeze(-1) / noise
-
-    def output_sites(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Return the last layer's pseudo-observations of a context in the network's units, and the square roots of their precisions."""
-        return self._sites(self._layers[-1], context)
-
-    def _layer_sites(self, index: int, H: Tensor, context: Context, own_noise: bool = False) -> tuple[Tensor, Sites]:
-        """Return a layer's features and pseudo-observations, in the precision of the factorisations, given activations H before it.
-
-        With `own_noise`, those of the last layer are the data themselves with the likelihood's own noise.
+        Raises:
+            ValueError: single outputs are missing, and the model was not built for that.
         """
-        layer = self._layers[index]
-        A = self.architecture.layer_input(H, index)
-        pseudo_y, root = (context.y, self._own_root(context)) if own_noise else self._sites(layer, context)
-        # Where the data are the pseudo-observations, a residual connection is taken off them.
-        skip = self.architecture.skip(H, layer.d_out) if layer.true_targets else None
-        sites = layer.sites(A, pseudo_y if skip is None else pseudo_y - skip, root)
-        A, resid, root = (to_compute(t, self.factor_dtype) for t in (A, sites.resid, sites.root_prec))
-        return A, Sites(resid, root)
+        return self.scaling.context(context, self.missing_outputs)
+
+    @property
+    def chain(self) -> Chain:
+        """Return the layers as a chain, which draws particles."""
+        config, parts = self._config, (self._layers, self.architecture, self.likelihood, self.trunk)
+        return Chain(*parts, config["feed_activations"], self.missing_outputs, self.prior.log_share, self.factor_dtype)
+
+    def output_sites(self, context: Context, A: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the last layer's pseudo-observations of a scaled context; see `Chain.output_sites`."""
+        return self.chain.output_sites(context, A)
 
     def particles(self, context: Context, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
-        """Draw S particles from q(W | context), in the network's units; differentiable.
-
-        Arguments:
-            context: T tasks in the network's units.
-            num_samples: S.
-            normal: source of standard normal numbers in the precision of the factorisations.
-            canonical: draw hidden weights as `draws.draw_canonical` does; otherwise with the fast `draws.draw_fused`.
-        """
-        H = context.x.unsqueeze(0)
-        drawn = _Drawn(num_samples)
-        hidden = len(self._layers) - 1
-        for i in range(hidden):
-            found = self._layers[i].draw(*self._layer_sites(i, H, context), num_samples, normal, canonical, self.factor_dtype)
-            H = self._next(i, H, drawn.take(found))
-        if not self.likelihood.conjugate:
-            return self._drawn_last(drawn, *self._layer_sites(hidden, H, context), normal, canonical)
-        H = H.expand(num_samples, *H.shape[1:])
-        A, sites = self._layer_sites(hidden, H, context)
-        factor, space = self._output_factor(), "weight" if canonical and self._layers[-1].prior.rank <= CANONICAL_RANK else None
-        last = condition(factor, A, sites, space)
-        if self._layers[-1].net is None:
-            return self._with_last(drawn, last, None)
-        own = self._layer_sites(hidden, H, context, own_noise=True)
-        return self._with_last(drawn, last, site_sum(factor, *own) if canonical else own)
+        """Draw S particles from q(W | context) given a scaled context; see `Chain.particles`."""
+        return self.chain.particles(context, num_samples, normal, canonical)
 
     def streamed_particles(self, stream: Stream, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
-        """Draw the particles that `particles` draws, from batches of points: memory independent of their number.
-
-        It reads the data once for each layer (and once more where the last layer is drawn). Arguments as for `particles`.
-        """
-        drawn, hidden = _Drawn(num_samples), len(self._layers) - 1
-        for i in range(hidden):
-            layer = self._layers[i]
-            if self._sums_serve(stream, i, canonical):
-                sums = self._streamed_sums(stream, i, drawn.weights)[0]
-                factor = layer.prior.factor()
-                eps, kl, ratio = draw_from_sums(factor, sums, num_samples, normal)
-                drawn.take((layer.weights(eps, factor), kl, ratio))
-            else:
-                A, sites = self._gathered(stream, i, drawn.weights)
-                drawn.take(layer.draw(A, sites, num_samples, normal, canonical, self.factor_dtype))
-        output = self._layers[-1]
-        if not self.likelihood.conjugate:
-            return self._streamed_drawn_last(stream, drawn, normal, canonical)
-        factor = self._output_factor()
-        both = self._streamed_sums(stream, hidden, drawn.weights, both=output.net is not None)
-        seen = [drawn.expand(one).whiten(factor) for one in both]
-        if canonical and not self._sums_serve(stream, hidden, canonical):
-            A, sites = self._gathered(stream, hidden, drawn.weights)
-            last = condition(factor, *drawn.spread(A, sites))
-        else:
-            last = seen[0].condition(factor)
-        return self._with_last(drawn, last, None if output.net is None else seen[1])
-
-    def _sums_serve(self, stream: Stream, index: int, canonical: bool) -> bool:
-        """Tell whether the draws of a layer are functions of sums over points; otherwise there are few points, and they are gathered."""
-        layer = self._layers[index]
-        return layer.in_weight_space(0, index == 0, canonical) or layer.in_weight_space(stream.shape[1], index == 0, canonical)
-
-    def _next(self, index: int, H: Tensor, W: Tensor) -> Tensor:
-        """Return the activations behind a layer."""
-        skip = self.architecture.skip(H, self._layers[index].d_out)
-        H = self.architecture.layer_input(H, index) @ W.mT
-        return H if skip is None else H + skip
-
-    def _output_factor(self) -> Factor:
-        factor = self._layers[-1].prior.factor()
-        return factor.rebuild(*(to_compute(t, self.factor_dtype) for t in factor.tensors))
-
-    def _with_last(self, drawn: _Drawn, last: Conditional, seen: SiteSum | tuple[Tensor, Sites] | None) -> Particles:
-        noise, ratio = noise_of(self.likelihood), drawn.ratio
-        kl = drawn.kl if drawn.weights else torch.zeros_like(last.quad)
-        ratio = torch.zeros_like(kl) if ratio is None and not drawn.weights else ratio
-        return Particles(self.architecture, tuple(drawn.weights), kl, self._layers[-1], last, noise, self.factor_dtype, ratio, seen)
-
-    def _drawn_last(self, drawn: _Drawn, A: Tensor, sites: Sites, normal: Normal, canonical: bool) -> Particles:
-        """Draw the last layer too, where the likelihood has no closed form."""
-        output, redraw = self._layers[-1], None
-        if canonical:
-            A, sites = drawn.spread(A, sites)
-            space = "weight" if output.prior.rank <= CANONICAL_RANK else None
-            redraw = self._redrawn(drawn, condition(self._output_factor(), A, sites, space), normal)
-        else:
-            drawn.take(output.draw(A, sites, drawn.num_samples, normal, canonical, self.factor_dtype))
-        weights, dtype = tuple(drawn.weights), self.factor_dtype
-        return Particles(self.architecture, weights, drawn.kl, output, None, None, dtype, drawn.ratio, None, redraw)
-
-    def _redrawn(self, drawn: _Drawn, last: Conditional, normal: Normal) -> tuple[Conditional, Tensor]:
-        z = normal((drawn.num_samples, *last.mean.shape[1:]))
-        eps = last.draw(z)
-        drawn.take((self._layers[-1].weights(eps), last.kl, last.log_ratio(eps)))
-        return last, z
-
-    def _streamed_drawn_last(self, stream: Stream, drawn: _Drawn, normal: Normal, canonical: bool) -> Particles:
-        index, output = len(self._layers) - 1, self._layers[-1]
-        if not self._sums_serve(stream, index, canonical):
-            particles = self._drawn_last(drawn, *self._gathered(stream, index, drawn.weights), normal, canonical)
-        else:
-            factor, sums = self._output_factor(), self._streamed_sums(stream, index, drawn.weights)[0]
-            redraw = self._redrawn(drawn, drawn.expand(sums).whiten(factor).condition(factor), normal)
-            weights, dtype = tuple(drawn.weights), self.factor_dtype
-            particles = Particles(self.architecture, weights, drawn.kl, output, None, None, dtype, drawn.ratio, None, redraw)
-
-        def log_lik(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (drawn_log_lik(self.architecture, self.likelihood, weights, points, self.factor_dtype),)
-
-        return dataclasses.replace(particles, log_lik=stream.sum(log_lik, particles.weights, learned(self.likelihood))[0])
-
-    def _streamed_sums(self, stream: Stream, index: int, weights: Sequence[Tensor], both: bool = False) -> list[PointSum]:
-        """Return a layer's sums over the points of a stream, given the weights before it.
-
-        With `both`, for the last layer, there is a second sum of the same pass: of the data with the likelihood's own noise.
-        """
-
-        def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            H = self.architecture.hidden(points.x.unsqueeze(0), weights)
-            sums = [point_sum(*self._layer_sites(index, H, points, own)) for own in ((False, True) if both else (False,))]
-            return tuple(tensor for one in sums for tensor in one.tensors)
-
-        found = stream.sum(part, tuple(weights), learned(self._layers[index], self.likelihood))
-        return [PointSum(*found[i : i + 5]) for i in range(0, len(found), 5)]
-
-    def _gathered(self, stream: Stream, index: int, weights: Sequence[Tensor]) -> tuple[Tensor, Sites]:
-        """Return a layer's features and pseudo-observations of all points, where there are fewer than weights."""
-
-        def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            A, sites = self._layer_sites(index, self.architecture.hidden(points.x.unsqueeze(0), weights), points)
-            return A, sites.resid, sites.root_prec
-
-        A, resid, root = stream.gather(part, tuple(weights))
-        return A, Sites(resid, root)
-
-    def paired_particles(self, context: Stream, target: Stream, num_samples: int, normal: Normal) -> tuple[Particles, Tensor]:
-        """Draw S particles from q(W | context + target), with KL(q(. | context + target) || q(. | context)) along the same chain.
-
-        Arguments:
-            context: T tasks in the network's units, in one batch or several.
-            target: further points of the same tasks.
-            num_samples: S.
-            normal: source of standard normal numbers.
-
-        Returns:
-            The particles, whose last layer has seen context and target, and the KL divergence with shape (S, T).
-        """
-        drawn, last, kl = _Drawn(num_samples), None, None
-        for i, layer in enumerate(self._layers):
-            factor = layer.prior.factor()
-            exact = factor.rebuild(*(to_compute(t, self.factor_dtype) for t in factor.tensors))
-            old, new = (drawn.expand(self._streamed_sums(s, i, drawn.weights)[0]).whiten(exact) for s in (context, target))
-            before, q = old.condition(exact), (old + new).condition(exact)
-            part = q.expected_log_lik_of(new) - (q.log_z - before.log_z)
-            kl = part if kl is None else kl + part
-            if i == len(self._layers) - 1 and self.likelihood.conjugate:
-                last = q
-                break
-            drawn.weights.append(layer.weights(q.draw(normal(tuple(q.mean.shape))), factor))
-        assert kl is not None
-        nothing = torch.full_like(kl, math.nan)  # the divergence from the prior is not computed here
-        noise, weights = noise_of(self.likelihood), tuple(drawn.weights)
-        return Particles(self.architecture, weights, nothing, self._layers[-1], last, noise, self.factor_dtype), kl
+        """Draw the same particles from batches of points; see `Chain.streamed_particles`."""
+        return self.chain.streamed_particles(stream, num_samples, normal, canonical)
 
     def _normal(self, seed: int) -> Normal:
         """Return noise for a posterior, the same for all tasks."""
@@ -410,7 +252,7 @@ class BNNP(nn.Module):
                 f"Expected a bnnp.Context, such as bnnp.collate gives. Got {type(context).__name__}. For data: model.condition(x, y)."
             )
         S, scaled, normal = check_count(num_samples, "num_samples"), self.scale(context), self._normal(seed)
-        widest = max(layer.prior.p for layer in self._layers)
+        widest = max(layer.prior.rank for layer in self._layers)
         size = max(1, CONTEXT_BYTES // (8 * S * max(context.num_tasks, 1) * widest))
         if context.x.shape[1] > size and not torch.is_grad_enabled():
             parts = [scaled.rows(i, i + size) for i in range(0, context.x.shape[1], size)]
@@ -418,13 +260,15 @@ class BNNP(nn.Module):
         else:
             particles = self.particles(scaled, S, normal, canonical=True)
         sample = Reservoir.of(context, REFERENCE_SIZE, seeded(seed, "sample"))
-        return self._posterior(particles, context.counts, single, seed, (context,), sample)
+        return self._posterior(
+            particles, context.counts, self.scaling.volume(context), single=single, seed=seed, kept=(context,), sample=sample
+        )
 
-    def _posterior(
-        self, particles: Particles, counts: Tensor, single: bool, seed: int, kept: tuple[Context, ...] | None, sample: Reservoir
-    ) -> Posterior:
+    def _posterior(self, particles: Particles, counts: Tensor, volume: Tensor, **rest: Any) -> Posterior:
+        """Return the posterior, with `rest` its fields `single`, `seed`, `kept` and `sample`."""
         zero = torch.zeros(particles.drawn_kl.shape, dtype=self.factor_dtype, device=particles.drawn_kl.device)
-        return Posterior(particles, self, counts, single, seed, kept, sample, zero, zero[0])
+        gained = zero if particles.share is None else particles.share.to(zero)
+        return Posterior(particles, self, counts, **rest, gained=gained, past_evidence=zero[0], volume=volume.to(zero.device))
 
     @torch.no_grad()
     def condition(
@@ -450,7 +294,8 @@ class BNNP(nn.Module):
                 arrays with shape (n_t, d_x). Or batches of points instead of xc and yc: an iterable of pairs (x, y), or triples
                 (x, y, mask), that starts anew each time, or a function that returns an iterator of them.
             yc: outputs likewise, (n, d_y) or (T, N, d_y), or a list.
-            mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes.
+            mask: True = observed, with shape (n,) or (T, N); for tasks of different sizes. Or for each output, (n, d_y) or (T, N, d_y),
+                with `missing_outputs`.
             num_samples: number of particles S.
             seed: of the particles.
             context_batch_size: read the points in batches of this many; xc and yc may then be anything that can be sliced, such as memory
@@ -476,7 +321,7 @@ class BNNP(nn.Module):
             raise TypeError(f"Expected xc and yc, or batches of pairs (x, y). Got {type(xc).__name__} and no yc.")
         if context_batch_size is None and not stream:
             context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
-            self.likelihood.check(context.y)
+            self.likelihood.check(context.values)
             return self.forward(context, num_samples, seed, single).frozen()
         if stream and (context_batch_size is not None or mask is not None):
             raise ValueError(
@@ -489,23 +334,25 @@ class BNNP(nn.Module):
     def _slices(self, xc: Any, yc: Any, mask: Any, size: int | None) -> Slices:
         if not hasattr(xc, "shape") or not hasattr(yc, "shape"):  # lists, of numbers or of data sets
             context, single = make_context(xc, yc, mask, x_dim=self.x_dim, y_dim=self.y_dim, dtype=self.dtype, device=self.device)
-            xc, yc, mask = (part[0] if single else part for part in (context.x, context.y, context.mask))
+            given = context.mask if context.seen is None else context.observed
+            xc, yc, mask = (part[0] if single else part for part in (context.x, context.y, given))
         return Slices(xc, yc, mask, size=check_count(size or 0, "context_batch_size"))
 
     def _condition_stream(self, batches: Batches, num_samples: int, seed: int, progress: bool) -> Posterior:
         generator, counts = seeded(seed, "sample"), torch.zeros(1, dtype=torch.long, device=self.device)
         sample: Reservoir | None = None
+        volume = torch.zeros(1, dtype=torch.float64, device=compute_device(self.device))
         passes = len(self._layers) + (0 if self.likelihood.conjugate else 1)
         line = ProgressLine(passes, progress)
         first = True
 
         def read() -> Iterator[Context]:
-            nonlocal first, counts, sample
+            nonlocal first, counts, sample, volume
             for batch in batches:
                 if first:
                     new = None if sample is None else sample.joined(batch, REFERENCE_SIZE, generator)
                     sample = Reservoir.of(batch, REFERENCE_SIZE, generator) if new is None else new
-                    counts = counts + batch.counts
+                    counts, volume = counts + batch.counts, volume + self.scaling.volume(batch)
                 yield self.scale(batch)
             first = False
 
@@ -516,7 +363,7 @@ class BNNP(nn.Module):
         finally:
             line.close()
         assert sample is not None
-        return self._posterior(particles, counts, batches.single, seed, None, sample)
+        return self._posterior(particles, counts, volume, single=batches.single, seed=seed, kept=None, sample=sample)
 
     def prior_samples(self, xt: Any, n: int, seed: int = 0, noisy: bool = False) -> Tensor:
         """Return n functions drawn from the prior at xt (M, d_x), with shape (n, M, d_y), in the user's units.
@@ -534,41 +381,12 @@ class BNNP(nn.Module):
         return self.condition(*empty, num_samples=n, seed=seed).predict(x).sample(n, noisy=noisy, seed=seed)
 
 
-class _Drawn:
-    """Gather what the draws of the layers give."""
-
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples = num_samples
-        self.weights: list[Tensor] = []
-        self.kl: Tensor = torch.zeros(())
-        self.ratio: Tensor | None = None
-
-    def take(self, found: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        """Take up the weights of a layer, their KL divergence and log q - log p; return the weights."""
-        W, kl, ratio = found
-        kl = kl.expand(W.shape[:2])
-        first = not self.weights
-        self.kl = kl if first else self.kl + kl
-        if first or ratio is None:
-            self.ratio = ratio
-        elif self.ratio is not None:  # known for all layers or for none
-            self.ratio = self.ratio + ratio
-        self.weights.append(W)
-        return W
-
-    def spread(self, A: Tensor, sites: Sites) -> tuple[Tensor, Sites]:
-        """Return features and pseudo-observations of the first layer, which do not depend on the sample, once for each sample."""
-        A, resid, root = (t.expand(self.num_samples, *t.shape[1:]) for t in (A, sites.resid, sites.root_prec))
-        return A, Sites(resid, root)
-
-    def expand(self, sums: PointSum) -> PointSum:
-        """Return the sums of the first layer, which do not depend on the sample, once for each sample."""
-        return PointSum(*(t.expand(self.num_samples, *t.shape[1:]) for t in sums.tensors))
-
-
-def learned(*modules: nn.Module) -> list[Tensor]:
-    """Return the parameters of these modules that are learned."""
-    return [p for module in modules for p in module.parameters() if p.requires_grad]
+def _bound(likelihood: Likelihood | None, y_dim: int) -> Likelihood:
+    """Return the likelihood with parameters for `y_dim` outputs."""
+    likelihood = Gaussian() if likelihood is None else likelihood
+    if not isinstance(likelihood, Likelihood):
+        raise TypeError(f"Expected likelihood as one of bnnp's, such as bnnp.Gaussian(). Got {type(likelihood).__name__}.")
+    return likelihood.bind(y_dim)
 
 
 def _widths(value: Any, name: str) -> tuple[int, ...]:
@@ -577,10 +395,11 @@ def _widths(value: Any, name: str) -> tuple[int, ...]:
     return tuple(check_count(width, f"{name} width") for width in value)
 
 
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"Expected {name} as True or False. Got {value!r}.")
-    return value
+def _flags(**values: Any) -> dict[str, bool]:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"Expected {name} as True or False. Got {value!r}.")
+    return values
 
 
 def _choose(value: str, known: Any, name: str) -> None:

@@ -23,10 +23,11 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from bnnp.chain import learned
 from bnnp.conjugate import PointSum, point_sum
 from bnnp.draws import Normal
 from bnnp.linalg import compute_device, to_compute
-from bnnp.networks import BNNP, learned
+from bnnp.networks import BNNP
 from bnnp.particles import Particles, drawn_log_lik
 from bnnp.seeds import check_count
 from bnnp.streaming import Stream
@@ -122,7 +123,7 @@ class _Pass:
         if particles.last is None:
             return self.log_lik(particles, target, self.target_batch_size)
         if self.target_batch_size is None:
-            return particles.joint_log_lik(target.x, target.y, target.mask)
+            return particles.joint_log_lik(target.x, target.y, target.observed)
         last = particles.last
         return last.extended(self._observed(particles, target).whiten(last.factor)).log_z - last.log_z
 
@@ -131,33 +132,34 @@ class _Pass:
         if particles.last is None:
             return self.log_lik(particles, target, self.target_batch_size)
         if self.target_batch_size is None:
-            return particles.expected_log_lik(target.x, target.y, target.mask)
+            return particles.expected_log_lik(target.x, target.y, target.observed)
         return particles.last.expected_log_lik_of(self._observed(particles, target).whiten(particles.last.factor))
 
     def _observed(self, particles: Particles, target: Context) -> PointSum:
         """Return the sums over targets as observations of the last layer with the likelihood's own noise."""
 
-        def part(points: Context, weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            model = self.model
-            noise = dataclasses.replace(particles, weights=weights, noise_std=getattr(model.likelihood, "noise_std", None))
-            return point_sum(*noise.observations(points.x, points.y, points.mask)).tensors
+        drawn = len(particles.weights)
 
-        parameters = learned(self.model.likelihood, particles.output.prior)
-        return PointSum(*self.stream(target, self.target_batch_size).sum(part, particles.weights, parameters))
+        def part(points: Context, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            here = dataclasses.replace(particles, weights=tensors[:drawn], given=particles.given.rebuild(*tensors[drawn:]))
+            return point_sum(*here.observations(points.x, points.y, points.observed)).tensors
+
+        tensors = (*particles.weights, *particles.given.tensors)
+        return PointSum(*self.stream(target, self.target_batch_size).sum(part, tensors, learned(self.model.likelihood)))
 
     def volume(self, points: Context) -> Tensor:
         """Return what log-densities of these points lose on the way back to the user's units, with shape (T,)."""
-        model = self.model
-        return points.counts.to(compute_device(model.device)) * to_compute(model.scaling.log_volume, model.factor_dtype)
+        return to_compute(self.model.scaling.volume(points), self.model.factor_dtype)
 
     def elbo(self, particles: Particles, context: Context, beta: float) -> Tensor:
         """Return ELL - beta KL of a scaled context, in the user's units, with shape (T,)."""
-        return self.scored(particles, context).elbo(beta).mean(0) - self.volume(context)
+        scored = self.scored(particles, context)
+        return scored.mean(scored.elbo(beta)) - self.volume(context)
 
     def log_predictive(self, particles: Particles, target: Context) -> Tensor:
         """Return PPL of a scaled target, in the user's units, with shape (T,)."""
         each = self.target_log_lik(particles, target)
-        return each.logsumexp(0) - math.log(particles.num_samples) - self.volume(target)
+        return particles.log_mean_exp(each) - self.volume(target)
 
 
 def avi(
@@ -212,7 +214,7 @@ def npvi(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gener
     with_data = _Pass(model, num_samples, generator, **batches)
     context, target = model.scale(batch.context), model.scale(batch.target)
     streams = with_data.stream(context, with_data.context_batch_size), with_data.stream(target, with_data.target_batch_size)
-    particles, kl = model.paired_particles(*streams, num_samples, training_noise(model, generator))
+    particles, kl = model.chain.paired_particles(*streams, num_samples, training_noise(model, generator))
     return with_data.done(with_data.expected_log_lik(particles, target).mean(0) - kl.mean(0) - with_data.volume(target))
 
 

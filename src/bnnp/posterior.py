@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bnnp.importance import effective_sample_size, log_mean_exp, normalise, psis, systematic
-from bnnp.likelihoods import Likelihood, noise_of
+from bnnp.likelihoods import Likelihood
 from bnnp.linalg import to_compute
 from bnnp.particles import Particles, drawn_log_lik
 from bnnp.predictive import GaussianPredictive, Predictive, SampledPredictive
@@ -55,8 +55,8 @@ class Network(Protocol):
         """Return a context in the network's units."""
         ...
 
-    def output_sites(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Return the last layer's pseudo-observations and the square roots of their precisions."""
+    def output_sites(self, context: Context, A: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the last layer's pseudo-observations and their precisions."""
         ...
 
     def forward(self, context: Context, num_samples: int = 64, seed: int = 0, single: bool = False) -> Posterior:
@@ -80,6 +80,8 @@ class Posterior:
         applied: log weights that resampling has used up, with shape (S, T); None before any.
         past_evidence: log evidence of the updates before the last resampling, with shape (T,).
         ancestors: number of the draw from q that each particle goes back to, with shape (S, T); None before any resampling.
+        volume: what log-densities of the points seen lose on the way to the user's units, with shape (T,); worked out from `counts`
+            where it is None.
     """
 
     particles: Particles
@@ -93,6 +95,7 @@ class Posterior:
     past_evidence: Tensor
     applied: Tensor | None = None
     ancestors: Tensor | None = None
+    volume: Tensor | None = None
 
     save: ClassVar[Callable[..., None]]
     """Save the posterior in a folder; set by `bnnp.checkpoint`, since the core knows no files."""
@@ -103,7 +106,9 @@ class Posterior:
         """Return the same posterior on a copy of the model, which training may change."""
         model: Any = copy.deepcopy(self.model)
         model.requires_grad_(False)
-        particles = dataclasses.replace(self.particles, output=model.layers[-1], noise_std=noise_of(model.likelihood))
+        own = self.particles
+        given = own.given.rebuild(*(t.detach().clone() for t in own.given.tensors))
+        particles = dataclasses.replace(own, given=given, likelihood=model.likelihood)
         return dataclasses.replace(self, particles=particles, model=model)
 
     @property
@@ -167,7 +172,7 @@ class Posterior:
             ValueError: a wrong width, another number of tasks, or inputs that are not finite.
         """
         x = self._inputs(xt)
-        widest = max(W.shape[-1] for W in (*self.particles.weights, self.particles.output.prior.relative_mean))
+        widest = max(W.shape[-1] for W in (*self.particles.weights, self.particles.given.mean))
         fits = max(1, PREDICT_BYTES // (8 * self.num_samples * self.num_tasks * widest))
         size = fits if batch_size is None else check_count(batch_size, "batch_size")
         log_weights = psis(self.log_importance)[0] if reweight else normalise(self.gained).log()
@@ -198,7 +203,7 @@ class Posterior:
         if particles.last is None or z is None:
             return particles.weights
         eps = particles.last.draw(z.expand(n, self.num_tasks, *z.shape[2:]))
-        return (*particles.weights, particles.output.weights(eps))
+        return (*particles.weights, particles.given.weights(eps))
 
     @torch.no_grad()
     def sample_weights(self, n: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -235,9 +240,10 @@ class Posterior:
         value = value.to(self.model.dtype).to(self.model.device)
         return value.squeeze(-1) if self.single else value
 
-    def _volume(self, counts: Tensor) -> Tensor:
-        """Return what log-densities of so many points lose on the way back to the user's units."""
-        return counts.to(self.gained.device) * to_compute(self.scaling.log_volume, self.gained.dtype)
+    def _seen_volume(self) -> Tensor:
+        """Return what log-densities of the points seen lose on the way back to the user's units."""
+        volume = self.counts.to(self.scaling.y_scale.device) * self.scaling.log_volume if self.volume is None else self.volume
+        return to_compute(volume, self.gained.dtype).to(self.gained.device)
 
     def _log_lik(self, particles: Particles, points: Context) -> Tensor:
         """Return log p(points | f) of drawn networks with shape (S, T); points in the network's units."""
@@ -262,7 +268,7 @@ class Posterior:
     @property
     def kl(self) -> Tensor:
         """Return KL(q || p) of each task with shape (T,): closed form in each layer, Monte Carlo over the layers before it."""
-        return self.per_task(self.particles.kl.mean(0))
+        return self.per_task(self.particles.mean(self.particles.kl))
 
     @property
     def elbo(self) -> Tensor:
@@ -271,14 +277,14 @@ class Posterior:
         Raises:
             ValueError: the particles were resampled, so they are no longer draws from q.
         """
-        return self.per_task(self.bounds.mean(0))
+        return self.per_task(self.particles.mean(self.bounds))
 
     @property
     def bounds(self) -> Tensor:
         """Return what each particle says of `elbo`, with shape (S, T), in the precision of the factorisations."""
         if self.applied is not None:
             raise ValueError("Expected draws from q for the bound. Got resampled particles. Use diagnose().log_evidence, or refresh().")
-        return self._scored().elbo() - self._volume(self.counts)
+        return self._scored().elbo() - self._seen_volume()
 
     @property
     def log_importance(self) -> Tensor:
@@ -286,7 +292,7 @@ class Posterior:
 
         What resampling has used up is taken off, so the mean of the exponentials is the evidence of all points seen.
         """
-        weights = self._scored().log_weights - self._volume(self.counts)
+        weights = self._scored().log_weights - self._seen_volume()
         return weights if self.applied is None else weights - self.applied
 
     @property
@@ -319,7 +325,7 @@ class Posterior:
             many = f"{self.num_tasks} tasks, x with shape (tasks, points, columns)"
             want = "one task, x with shape (points, columns)" if self.single else many
             raise ValueError(f"Expected points of {want}, as the posterior has. Got x with shape {tuple(points.x.shape)[single:]}.")
-        self.likelihood.check(points.y)
+        self.likelihood.check(points.values)
         return points
 
     @torch.no_grad()
@@ -333,7 +339,7 @@ class Posterior:
         Arguments:
             x: inputs of the new points with shape (n, d_x) of one task, or (T, n, d_x) of many, in the user's units.
             y: outputs likewise.
-            mask: True = observed, with shape (n,) or (T, n).
+            mask: True = observed, with shape (n,) or (T, n), or for each output.
             reweight: let the particles gain weight; False is the paper's update, in which all stay equal.
 
         Raises:
@@ -345,10 +351,11 @@ class Posterior:
         points = self._points(x, y, mask)
         scaled = self.model.scale(points)
         if self.particles.last is not None:
-            particles, gain = self.particles.told(scaled, self.model.output_sites(scaled))
+            particles, gain = self.particles.told(scaled, self.model.output_sites)
         else:
             particles, gain = self._told_drawn(scaled, reweight)
-        gain = gain - self._volume(points.counts)
+        volume = to_compute(self.scaling.volume(points), self.gained.dtype)
+        gain = gain - volume
         past = self.past_evidence
         if not reweight:  # what arrived still has a predictive density, under the weights as they are
             past = past + (normalise(self.gained).log() + gain).logsumexp(0)
@@ -356,6 +363,7 @@ class Posterior:
             self,
             particles=particles,
             counts=self.counts + points.counts,
+            volume=self._seen_volume() + volume,
             kept=None if self.kept is None else (*self.kept, points),
             sample=self.sample.joined(points, REFERENCE_SIZE, seeded(self.seed, f"sample {self.counts.tolist()}")),
             gained=self.gained + gain if reweight else self.gained,
@@ -374,7 +382,7 @@ class Posterior:
             gain = self._log_lik(before, points)
             assert before.log_lik is not None
             return dataclasses.replace(before, log_lik=before.log_lik + gain), gain
-        told, _ = self.particles.told(points, self.model.output_sites(points))
+        told, _ = self.particles.told(points, self.model.output_sites)
         if self.kept is None:
             return told, self._log_lik(self.particles, points)
         log_lik = self._log_lik_of_kept(told) + self._log_lik(told, points)
@@ -392,7 +400,7 @@ class Posterior:
         used = self.gained - evidence if self.applied is None else self.applied + self.gained - evidence
         return dataclasses.replace(
             self,
-            particles=self.particles.picked(index),
+            particles=dataclasses.replace(self.particles.picked(index), share=None),
             gained=torch.zeros_like(self.gained),
             past_evidence=self.past_evidence + evidence,
             applied=used.gather(0, index),

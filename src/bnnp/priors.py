@@ -1,275 +1,200 @@
-"""Priors over weights, each as mean + L eps with eps standard normal.
+"""Priors over the weights of a network: which structure, which compound of structures, and what of it is learned.
 
-A `Factor` is the linear map L of one layer; it knows how features pass through it, and nothing else needs to know its
-structure. A `LayerPrior` is the module that owns the learned numbers and hands out a mean and a `Factor`.
+Every prior is mean + L eps with eps standard normal, given the discrete component of a `Mixture` or the random scale of a `HeavyTailed`
+layer. `Prior` says which one; `layer_priors` builds it; `NetworkPrior` looks at all layers as one.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "PRIORS",
-    "DenseFactor",
-    "Diagonal",
-    "DiagonalFactor",
-    "Factor",
-    "LayerPrior",
-    "NetworkPrior",
-    "PerUnit",
-    "Prior",
-    "Shared",
-]
+from bnnp.factors import Given
+from bnnp.seeds import check_count
+from bnnp.structures import Diagonal, LayerPrior, LowRank, MatrixNormal, Network, PerLayer, PerUnit, Shared
+from bnnp.tails import log_scale
+
+__all__ = ["PLAIN", "PRIORS", "HeavyTailed", "Mixture", "NetworkPrior", "Prior", "layer_priors"]
+
+PLAIN: dict[str, type[LayerPrior]] = {"diagonal": Diagonal, "low_rank": LowRank, "per_unit": PerUnit, "shared": Shared}
+"""Structures in which the units of a layer are independent: what compounds are made of."""
 
 
-class Factor(ABC):
-    """Be the map L in w = mean + L eps, for the U blocks of a layer (U = d_out, or 1 where the units share one factor)."""
+class Mixture(LayerPrior):
+    """Hold K priors of one kind, of which a task has one: a discrete latent, the same for all layers.
 
-    rank: int
-
-    @property
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return the tensors of the factor, each with the blocks first."""
-
-    @abstractmethod
-    def rebuild(self, *tensors: Tensor) -> Factor:
-        """Return a factor of this structure on other tensors."""
-
-    @abstractmethod
-    def project(self, A: Tensor) -> Tensor:
-        """Return A L with shape (*B, N, U, k) for features A with shape (*B, N, p)."""
-
-    @abstractmethod
-    def apply(self, eps: Tensor) -> Tensor:
-        """Return L eps with shape (..., d, p) for eps with shape (..., d, k)."""
-
-    @abstractmethod
-    def pull(self, v: Tensor) -> Tensor:
-        """Return L^T v with shape (*B, U, k, C) for v with shape (*B, U, p, C)."""
-
-    @abstractmethod
-    def congruence(self, G: Tensor) -> Tensor:
-        """Return L^T G L with shape (*B, U, k, k) for G with shape (*B, V, p, p), V = U or 1."""
-
-    @property
-    def blocks(self) -> int:
-        """Return the number of blocks U."""
-        return self.tensors[0].shape[0]
-
-    def slice(self, start: int, stop: int) -> Factor:
-        """Return the factor of the blocks from `start` to `stop`; a shared factor is its own slice."""
-        return self if self.blocks == 1 else self.rebuild(*(t[start:stop] for t in self.tensors))
-
-
-@dataclass(frozen=True, eq=False)
-class DiagonalFactor(Factor):
-    """Be L = diag(s), with s of shape (U, p)."""
-
-    s: Tensor
-
-    @property
-    def rank(self) -> int:  # type: ignore[override]
-        """Return k = p."""
-        return self.s.shape[-1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return (s,)."""
-        return (self.s,)
-
-    def rebuild(self, *tensors: Tensor) -> DiagonalFactor:
-        """Return a diagonal factor on other scales."""
-        return DiagonalFactor(*tensors)
-
-    def project(self, A: Tensor) -> Tensor:
-        """Return A diag(s), at a cost of N k."""
-        return A.unsqueeze(-2) * self.s
-
-    def apply(self, eps: Tensor) -> Tensor:
-        """Return s * eps."""
-        return self.s * eps
-
-    def pull(self, v: Tensor) -> Tensor:
-        """Return s * v."""
-        return self.s.unsqueeze(-1) * v
-
-    def congruence(self, G: Tensor) -> Tensor:
-        """Return s G s."""
-        return self.s.unsqueeze(-1) * G * self.s.unsqueeze(-2)
-
-
-@dataclass(frozen=True, eq=False)
-class DenseFactor(Factor):
-    """Be any L of shape (U, p, k)."""
-
-    L: Tensor
-
-    @property
-    def rank(self) -> int:  # type: ignore[override]
-        """Return k."""
-        return self.L.shape[-1]
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return (L,)."""
-        return (self.L,)
-
-    def rebuild(self, *tensors: Tensor) -> DenseFactor:
-        """Return a dense factor on another L."""
-        return DenseFactor(*tensors)
-
-    def project(self, A: Tensor) -> Tensor:
-        """Return A L for all blocks in one matrix product, at a cost of N k p a block."""
-        U, p, k = self.L.shape
-        joined = self.L.permute(1, 0, 2).reshape(p, U * k)
-        return (A @ joined).unflatten(-1, (U, k))
-
-    def apply(self, eps: Tensor) -> Tensor:
-        """Return L eps, unit by unit."""
-        if self.L.shape[0] == 1:
-            return eps @ self.L[0].mT
-        return torch.einsum("upk,...uk->...up", self.L, eps)
-
-    def pull(self, v: Tensor) -> Tensor:
-        """Return L^T v."""
-        return self.L.mT @ v
-
-    def congruence(self, G: Tensor) -> Tensor:
-        """Return L^T G L, at a cost of p^2 k a block."""
-        return self.L.mT @ (G @ self.L)
-
-
-class LayerPrior(nn.Module, ABC):
-    """Hold the prior over the weights W (d_out, p) of one layer: rows mean_u + L_u eps_u, bias in the last column.
+    p(W) = sum_k pi_k p_k(W). Each component is conditioned as it is; its responsibility is pi_k times its evidence. The mixture pays where
+    tasks are of separate kinds. At the start the components differ in their means.
 
     Arguments:
-        d_in: number of inputs, without the bias.
-        d_out: number of units.
-        scaled: start at covariance I / p, the usual fan-in scaling; otherwise at I.
-        scale: standard deviations start this many times larger.
+        first: the first layer's prior, which holds log pi for all; None for the first layer itself.
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        scaled: bool = True,
+        scale: float = 1.0,
+        of: str = "shared",
+        components: int = 3,
+        first: Mixture | None = None,
+        **options: Any,
+    ) -> None:
+        nn.Module.__init__(self)
         self.d_in, self.d_out, self.p = d_in, d_out, d_in + 1
-        # Learned numbers are relative to this scale, so that one learning rate serves every width.
-        self.unit = scale / math.sqrt(self.p) if scaled else scale
-        self.relative_mean = nn.Parameter(torch.zeros(d_out, self.p))
+        self.by_column = PLAIN[of].by_column
+        self.components = nn.ModuleList(PLAIN[of](d_in, d_out, scaled, scale, **options) for _ in range(components))
+        self._first = (first,)  # in a tuple, so that its parameters stay its own
+        if first is None:
+            self.logits = nn.Parameter(torch.zeros(components))
+        self.register_buffer("learned", None)
+
+    @property
+    def parts(self) -> list[LayerPrior]:
+        """Return the components."""
+        return [part for part in self.components if isinstance(part, LayerPrior)]
 
     @property
     def rank(self) -> int:
-        """Return the number k of columns of L."""
-        return self.p
+        """Return the number of columns of each component's L."""
+        return self.parts[0].rank
+
+    @property
+    def log_share(self) -> Tensor:
+        """Return log pi with shape (K,)."""
+        (first,) = self._first
+        return (self if first is None else first).logits.log_softmax(0)
 
     @property
     def mean(self) -> Tensor:
-        """Return the prior mean with shape (d_out, p)."""
-        return self.unit * self.relative_mean
+        """Return the mean over components, with shape (d_out, p)."""
+        return torch.einsum("k,kup->up", self.log_share.exp(), torch.stack([part.mean for part in self.parts]))
 
-    def spread(self, share: float, generator: torch.Generator) -> None:
-        """Move a share of the initial variance from around the means into them: mean ~ N(0, share v), covariance (1 - share) v."""
-        drawn = torch.randn(self.relative_mean.shape, generator=generator, dtype=torch.float64)
-        self.relative_mean.data.copy_(math.sqrt(share) * drawn)
-        self.scale_parameters()[0].data.fill_(0.5 * math.log(1.0 - share))
+    def keep(self, learned: Tensor) -> None:
+        """Learn the chosen weights (d_out, p) only."""
+        super().keep(learned)
+        for part in self.parts:
+            part.keep(learned)
 
-    @abstractmethod
-    def factor(self) -> Factor:
-        """Return L."""
+    def start(self, share: float, generator: torch.Generator) -> None:
+        """Draw the components' means, with a tenth of the variance at least."""
+        for part in self.parts:
+            part.start(max(share, 0.1), generator)
 
-    @abstractmethod
+    def given(self, before: Sequence[Tensor] = (), component: int = 0) -> Given:
+        """Return a component."""
+        return self.parts[component].given(before)
+
+    def means(self) -> list[nn.Parameter]:
+        """Return the parameters of the components' means."""
+        return [part.relative_mean for part in self.parts]
+
     def scale_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of L, the logarithms of its diagonal first."""
+        """Return the parameters of the components' factors, and the logarithms of their shares."""
+        own = [self.logits] if self._first[0] is None else []
+        return [parameter for part in self.parts for parameter in part.scale_parameters()] + own
 
-    def dense_factor(self) -> Tensor:
-        """Return L written out, with shape (d_out, p, k)."""
-        factor = self.factor()
-        eye = torch.eye(self.p, dtype=self.relative_mean.dtype, device=self.relative_mean.device)
-        return factor.project(eye).transpose(0, 1).expand(self.d_out, -1, -1)
+    def log_scales(self) -> list[nn.Parameter]:
+        """Return those of the components."""
+        return [parameter for part in self.parts for parameter in part.log_scales()]
 
     def covariance(self) -> Tensor:
-        """Return L L^T of each unit, with shape (d_out, p, p)."""
-        L = self.dense_factor()
-        return L @ L.mT
+        """Return the covariance of the mixture: that within the components and that between their means, with shape (d_out, p, p)."""
+        share, mean = self.log_share.exp(), self.mean
+        each = torch.stack([part.covariance() + _outer(part.mean - mean) for part in self.parts])
+        return torch.einsum("k,kupq->upq", share, each)
 
-    def rsample(self, eps: Tensor) -> Tensor:
-        """Return weights mean + L eps with shape (..., d_out, p) for eps with shape (..., d_out, k)."""
-        return self.mean + self.factor().apply(eps)
+    def divergence(self) -> Tensor:
+        """Return sum_k pi_k KL(p_k || N(0, I / p)), an upper bound of the divergence of the mixture."""
+        return (self.log_share.exp() * torch.stack([part.divergence() for part in self.parts])).sum()
+
+    def log_volume(self) -> Tensor:
+        """Return the mean over components."""
+        return (self.log_share.exp() * torch.stack([part.log_volume() for part in self.parts])).sum()
+
+    def dense(self) -> Tensor:
+        """Refuse: a mixture has no one L."""
+        raise TypeError("Expected a prior with one factor. Got a mixture: look at .parts, or at .covariance().")
 
 
-class Diagonal(LayerPrior):
-    """Hold independent weights: L = diag(s), learned as mean and log s (the paper's weightwise prior).
+class HeavyTailed(LayerPrior):
+    """Hold weights that are Gaussian given one random scale of the layer: Student-t together, W = mean + tau^(1/2) L eps.
 
-    Example:
-        >>> Diagonal(3, 2).covariance()[0].diagonal().detach()
-        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    tau ~ InverseGamma(dof / 2, dof / 2 - 1), so E[tau] = 1 and the covariance is L L^T. The scale's posterior is computed for each particle
+    from the evidence of the layer's pseudo-observations at 8 values of it, so conditioning costs nine times as much.
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
-        super().__init__(d_in, d_out, scaled, scale)
-        self.log_scale = nn.Parameter(torch.zeros(d_out, self.p))
+    def __init__(
+        self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0, of: str = "shared", dof: float = 4.0, **options: Any
+    ) -> None:
+        nn.Module.__init__(self)
+        self.d_in, self.d_out, self.p, self.dof = d_in, d_out, d_in + 1, dof
+        self.base = PLAIN[of](d_in, d_out, scaled, scale, **options)
+        self.by_column = self.base.by_column
+        self.register_buffer("learned", None)
 
-    def factor(self) -> DiagonalFactor:
-        """Return diag(s)."""
-        return DiagonalFactor(self.unit * self.log_scale.exp())
+    @property
+    def rank(self) -> int:
+        """Return the number of columns of L."""
+        return self.base.rank
+
+    def keep(self, learned: Tensor) -> None:
+        """Learn the chosen weights (d_out, p) only."""
+        super().keep(learned)
+        self.base.keep(learned)
+
+    def start(self, share: float, generator: torch.Generator) -> None:
+        """Start as the Gaussian prior does."""
+        self.base.start(share, generator)
+
+    def given(self, before: Sequence[Tensor] = (), component: int = 0) -> Given:
+        """Return the prior at tau = 1."""
+        return self.base.given(before)
+
+    def means(self) -> list[nn.Parameter]:
+        """Return the parameters of the mean."""
+        return [self.base.relative_mean]
 
     def scale_parameters(self) -> list[nn.Parameter]:
-        """Return log s."""
-        return [self.log_scale]
+        """Return the parameters of L."""
+        return self.base.scale_parameters()
+
+    def log_scales(self) -> list[nn.Parameter]:
+        """Return those of L."""
+        return self.base.log_scales()
+
+    def log_volume(self) -> Tensor:
+        """Return that of the Gaussian at tau = 1."""
+        return self.base.log_volume()
+
+    def divergence(self) -> Tensor:
+        """Return the divergence of the Gaussian at tau = 1."""
+        return self.base.divergence()
 
 
-class _Triangular(LayerPrior):
-    """Hold lower triangular factors, learned as log diagonal and strict lower triangle."""
-
-    def __init__(self, d_in: int, d_out: int, scaled: bool, scale: float, blocks: int) -> None:
-        super().__init__(d_in, d_out, scaled, scale)
-        self.log_diagonal = nn.Parameter(torch.zeros(blocks, self.p))
-        self.strict_lower = nn.Parameter(torch.zeros(blocks, self.p, self.p))
-
-    def factor(self) -> DenseFactor:
-        """Return the lower triangular factors."""
-        return DenseFactor(self.unit * (self.strict_lower.tril(-1) + torch.diag_embed(self.log_diagonal.exp())))
-
-    def scale_parameters(self) -> list[nn.Parameter]:
-        """Return the log diagonal and the strict lower triangle."""
-        return [self.log_diagonal, self.strict_lower]
+def _outer(v: Tensor) -> Tensor:
+    return v.unsqueeze(-1) * v.unsqueeze(-2)
 
 
-class PerUnit(_Triangular):
-    """Hold one full covariance for each unit (the paper's unitwise prior, its default).
-
-    Cost of conditioning: one factorisation per unit, task and sample.
-
-    Example:
-        >>> PerUnit(3, 2).covariance().shape
-        torch.Size([2, 4, 4])
-    """
-
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
-        super().__init__(d_in, d_out, scaled, scale, blocks=d_out)
-
-
-class Shared(_Triangular):
-    """Hold one full covariance for each layer, the same for all its units; the means differ.
-
-    With one noise per point (`shared_noise=True`) conditioning needs one factorisation per task and sample, not one per unit.
-
-    Example:
-        >>> Shared(3, 2).factor().blocks
-        1
-    """
-
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
-        super().__init__(d_in, d_out, scaled, scale, blocks=1)
-
-
-PRIORS: dict[str, type[LayerPrior]] = {"diagonal": Diagonal, "per_unit": PerUnit, "shared": Shared}
+PRIORS: dict[str, type[LayerPrior]] = {
+    "diagonal": Diagonal,
+    "per_unit": PerUnit,
+    "shared": Shared,
+    "low_rank": LowRank,
+    "per_layer": PerLayer,
+    "network": Network,
+    "matrix_normal": MatrixNormal,
+    "mixture": Mixture,
+    "heavy_tailed": HeavyTailed,
+}
 
 
 @dataclass(frozen=True)
@@ -277,7 +202,7 @@ class Prior:
     """Say which prior a network has, and what of it is learned.
 
     Arguments:
-        kind: "diagonal", "per_unit" or "shared".
+        kind: "diagonal", "per_unit", "shared", "low_rank", "per_layer", "network", "matrix_normal", "mixture" or "heavy_tailed".
         scaled: start at covariance I / p (fan-in), otherwise at I.
         learn_mean: whether the means are learned.
         learn_scale: whether the factors L are learned.
@@ -286,9 +211,15 @@ class Prior:
             value near 1 starts from the same functions in distribution and learns faster.
         input_scale: the first layer's standard deviations start this many times larger, for functions that vary within a
             fraction of the range of the inputs.
+        fraction: learn only this fraction of the weights, counted from the input side: whole layers, and a random choice of the weights of
+            the layer at the boundary (of its inputs, where units share their factor). The others stay at their start.
+        rank: number r of directions of "low_rank".
+        of: kind of the components of "mixture", and of the Gaussian behind "heavy_tailed".
+        components: number K of components of "mixture".
+        dof: degrees of freedom of "heavy_tailed", above 2.
 
     Raises:
-        ValueError: an unknown kind, a spread outside [0, 1), or an input_scale that is not positive.
+        ValueError: an unknown kind, or a number outside its range.
 
     Example:
         >>> Prior("diagonal", learn_mean=False).learn_mean
@@ -301,19 +232,76 @@ class Prior:
     learn_scale: bool = True
     spread: float = 0.0
     input_scale: float = 1.0
+    fraction: float = 1.0
+    rank: int = 4
+    of: str = "shared"
+    components: int = 3
+    dof: float = 4.0
 
     def __post_init__(self) -> None:
         for name in ("scaled", "learn_mean", "learn_scale"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"Expected {name} as True or False. Got {getattr(self, name)!r}.")
-        for name in ("spread", "input_scale"):
+        for name in ("spread", "input_scale", "fraction", "dof"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        if not 0.0 <= self.spread < 1.0:
-            raise ValueError(f"Expected spread in [0, 1). Got {self.spread}.")
-        if not (math.isfinite(self.input_scale) and self.input_scale > 0):
-            raise ValueError(f"Expected input_scale to be positive and finite. Got {self.input_scale}.")
-        if self.kind not in PRIORS:
-            raise ValueError(f"Expected a prior among {', '.join(sorted(PRIORS))}. Got {self.kind!r}.")
+        for name, fits, range_ in (
+            ("spread", 0.0 <= self.spread < 1.0, "in [0, 1)"),
+            ("fraction", 0.0 <= self.fraction <= 1.0, "in [0, 1]"),
+            ("input_scale", math.isfinite(self.input_scale) and self.input_scale > 0, "to be positive and finite"),
+            ("dof", math.isfinite(self.dof) and self.dof > 2, "to be finite and above 2, so that the variance is finite"),
+        ):
+            if not fits:
+                raise ValueError(f"Expected {name} {range_}. Got {getattr(self, name)}.")
+        check_count(self.rank, "rank")
+        if check_count(self.components, "components") < 2:
+            raise ValueError(f"Expected at least 2 components. Got {self.components}. One component is the prior {self.of!r} itself.")
+        for name, known in (("kind", PRIORS), ("of", PLAIN)):
+            if getattr(self, name) not in known:
+                word = "a prior" if name == "kind" else "of="
+                raise ValueError(f"Expected {word} among {', '.join(sorted(known))}. Got {getattr(self, name)!r}.")
+
+
+def _own_options(spec: Prior) -> dict[str, Any]:
+    inner = spec.of if PRIORS[spec.kind] in (Mixture, HeavyTailed) else spec.kind
+    return {"rank": spec.rank} if inner == "low_rank" else {}
+
+
+def layer_priors(widths: Sequence[int], spec: Prior, generator: torch.Generator) -> list[LayerPrior]:
+    """Return the priors of all layers of a network with widths d_0, ..., d_L, at their start.
+
+    Arguments:
+        widths: from the inputs to the outputs.
+        spec: which prior.
+        generator: of what is random in the start, and of the choice of weights in the boundary layer.
+    """
+    layers: list[LayerPrior] = []
+    for i, (d_in, d_out) in enumerate(itertools.pairwise(widths)):
+        scale = spec.input_scale if i == 0 and len(widths) > 2 else 1.0
+        kind, options = PRIORS[spec.kind], _own_options(spec)
+        if kind is Network:
+            options["before"] = tuple(layers)
+        elif kind is Mixture:
+            options |= {"of": spec.of, "components": spec.components, "first": layers[0] if layers else None}
+        elif kind is HeavyTailed:
+            options |= {"of": spec.of, "dof": spec.dof}
+        layers.append(kind(d_in, d_out, spec.scaled, scale, **options))
+    for layer in layers:
+        layer.start(spec.spread, generator)
+    if spec.fraction < 1.0:
+        left = round(spec.fraction * sum(layer.d_out * layer.p for layer in layers))
+        for layer in layers:
+            d, p = layer.d_out, layer.p
+            count = min(left, d * p)
+            if layer.by_column:
+                chosen = torch.zeros(p, dtype=torch.bool)
+                chosen[torch.randperm(p, generator=generator)[: round(count / d)]] = True
+                learned = chosen.expand(d, p).clone()
+            else:
+                learned = torch.zeros(d * p, dtype=torch.bool)
+                learned[torch.randperm(d * p, generator=generator)[:count]] = True
+            layer.keep(learned.reshape(d, p))
+            left -= count
+    return layers
 
 
 class NetworkPrior:
@@ -334,17 +322,58 @@ class NetworkPrior:
         """Return the number of layers."""
         return len(self.layers)
 
+    @property
+    def components(self) -> int:
+        """Return the number of components of a mixture, 1 for all others."""
+        return len(self.layers[0].parts) if isinstance(self.layers[0], Mixture) else 1
+
+    @property
+    def log_share(self) -> Tensor:
+        """Return the logarithms of the components' shares with shape (K,)."""
+        first = self.layers[0]
+        return first.log_share if isinstance(first, Mixture) else torch.zeros(1)
+
     def means(self) -> list[nn.Parameter]:
-        """Return the parameters of the means."""
-        return [layer.relative_mean for layer in self.layers]
+        """Return the parameters of the means, of layers in which something is learned."""
+        return [parameter for layer in self.layers if layer.learnable for parameter in layer.means()]
 
     def scales(self) -> list[nn.Parameter]:
-        """Return the parameters of the factors L."""
-        return [parameter for layer in self.layers for parameter in layer.scale_parameters()]
+        """Return the parameters of the factors L, of layers in which something is learned."""
+        return [parameter for layer in self.layers if layer.learnable for parameter in layer.scale_parameters()]
 
     def learn(self, mean: bool = True, scale: bool = True) -> None:
-        """Say whether means and scales get gradients from now on; `learn(False, False)` freezes the prior."""
+        """Say whether means and scales get gradients from now on; `learn(False, False)` freezes the prior.
+
+        What `Prior(fraction=...)` does not learn stays as it is, whatever is said here.
+        """
+        for layer in self.layers:
+            for parameter in layer.parameters():
+                parameter.requires_grad_(False)
         for parameter in self.means():
             parameter.requires_grad_(mean)
         for parameter in self.scales():
             parameter.requires_grad_(scale)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return n draws of the weights of all layers, each with shape (n, d_l, p_l), in the network's units."""
+        share, draws = self.log_share.exp(), []
+        chosen = (
+            torch.multinomial(share.cpu(), n, replacement=True, generator=generator) if len(share) > 1 else torch.zeros(n, dtype=torch.long)
+        )
+        eps: list[Tensor] = []
+        for layer in self.layers:
+            like, rows = next(layer.parameters()), 1 if layer.joint else layer.d_out
+            z = torch.randn(n, 1, rows, layer.rank, generator=generator).to(like)
+            given = [layer.given(eps, k) for k in range(len(share))]
+            if isinstance(layer, HeavyTailed):
+                root = (0.5 * log_scale(torch.randn(n, 1, generator=generator).to(like), layer.dof)).exp()
+                given = [dataclasses.replace(given[0], scale=root)]
+            each = torch.stack([one.weights(z).squeeze(1) for one in given])  # (K, n, d, p)
+            draws.append(each[chosen.to(like.device), torch.arange(n, device=like.device)])
+            eps.append(z)
+        return tuple(draws)
+
+    def divergence(self) -> Tensor:
+        """Return KL(p || N(0, I / p)) of all weights (of a mixture, an upper bound), a scalar."""
+        return torch.stack([layer.divergence() for layer in self.layers]).sum()

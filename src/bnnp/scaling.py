@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnnp.linalg import cholesky, solve_lower, to_compute
-from bnnp.tasks import Task
+from bnnp.tasks import Context, Task
 
 __all__ = ["Reference", "Standardiser"]
 
@@ -53,13 +53,16 @@ class Standardiser(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def fit(self, tasks: Sequence[Task]) -> None:
-        """Set shifts and scales to mean and standard deviation over all points of `tasks`.
+        """Set shifts and scales to mean and standard deviation over all points of `tasks`, and over what was seen of their outputs.
 
         Raises:
             ValueError: a column has the same value at every point of every task.
         """
-        x_shift, x_scale = self._moments([task.x for task in tasks], "x")
-        y_shift, y_scale = self._moments([task.y for task in tasks], "y") if self.scale_y else (self.y_shift, self.y_scale)
+        x_shift, x_scale = self._moments([task.x for task in tasks], None, "x")
+        y_shift, y_scale = self.y_shift, self.y_scale
+        if self.scale_y:
+            seen = [task.observed for task in tasks] if any(task.seen is not None for task in tasks) else None
+            y_shift, y_scale = self._moments([task.y for task in tasks], seen, "y")
         for buffer, value in zip(
             (self.x_shift, self.x_scale, self.y_shift, self.y_scale), (x_shift, x_scale, y_shift, y_scale), strict=True
         ):
@@ -67,15 +70,21 @@ class Standardiser(nn.Module):
         self.fitted.fill_(True)
 
     @staticmethod
-    def _moments(columns: list[Tensor], name: str) -> tuple[Tensor, Tensor]:
+    def _moments(columns: list[Tensor], seen: list[Tensor] | None, name: str) -> tuple[Tensor, Tensor]:
         values = torch.cat(columns).double()
-        shift, scale = values.mean(0), values.std(0, correction=0)
+        if seen is None:
+            shift, scale = values.mean(0), values.std(0, correction=0)
+        else:
+            keep = torch.cat(seen)
+            count, values = keep.sum(0).clamp(min=1), torch.where(keep, values, torch.zeros_like(values))
+            shift = values.sum(0) / count
+            scale = (((values - shift).square() * keep).sum(0) / count).sqrt()
         constant = scale <= 1e-12 * values.abs().amax(0).clamp(min=1e-300)
         if bool(constant.any()):
             j = int(constant.nonzero()[0])
             raise ValueError(
                 f"Expected every column of {name} to vary over the meta-training tasks. Got column {j} constant at "
-                f"{float(values[0, j]):g} over {len(columns)} tasks. Leave it out: nothing can be learned from it."
+                f"{float(shift[j]):g} over {len(columns)} tasks. Leave it out: nothing can be learned from it."
             )
         return shift, scale
 
@@ -91,10 +100,35 @@ class Standardiser(nn.Module):
         """Return outputs in the user's units, with shape (..., d_y)."""
         return y * self.y_scale + self.y_shift
 
+    def context(self, context: Context, missing_outputs: bool) -> Context:
+        """Return a context in the network's units, zero where masked.
+
+        Arguments:
+            context: in the user's units.
+            missing_outputs: single outputs may be missing; then `seen` is always there.
+
+        Raises:
+            ValueError: they may not, and are.
+        """
+        if context.seen is not None and not missing_outputs:
+            raise ValueError(
+                "Expected all outputs of each point, or none. Got points of which some outputs are masked. Build the model with "
+                "missing_outputs=True, and train it on tasks (x, y, mask) with such gaps."
+            )
+        zero, observed = context.x.new_zeros(()), context.observed
+        observed = observed.expand_as(context.y) if missing_outputs else observed
+        x, y = torch.where(context.mask.unsqueeze(-1), self.x(context.x), zero), torch.where(observed, self.y(context.y), zero)
+        return Context(x, y, context.mask, observed if missing_outputs else None)
+
     @property
     def log_volume(self) -> Tensor:
         """Return sum_j log scale_j: what a log-density per point loses when it goes back to the user's units."""
         return self.y_scale.double().log().sum()
+
+    def volume(self, points: Context) -> Tensor:
+        """Return what log-densities of these points lose on the way back to the user's units, with shape (T,)."""
+        log_scale = to_compute(self.y_scale, torch.float64).log()
+        return (points.observed.expand_as(points.y).sum(-2).to(log_scale.device) * log_scale).sum(-1)
 
 
 class Reference(nn.Module):

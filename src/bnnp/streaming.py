@@ -39,7 +39,7 @@ class Slices:
     Arguments:
         x: inputs with shape (N, d_x), or (T, N, d_x) of T tasks.
         y: outputs likewise.
-        mask: True = observed, with shape (N,) or (T, N).
+        mask: True = observed, with shape (N,) or (T, N), or for each output, (N, d_y) or (T, N, d_y).
         size: points in a batch.
 
     Raises:
@@ -115,7 +115,7 @@ class Batches:
             x, y, mask = (*batch, None)[:3]
             try:
                 context, single = make_context(x, y, mask, **self.dims, first_row=first_row)  # type: ignore[arg-type]
-                self.check(context.y)
+                self.check(context.values)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"batch {number} (counted from 0, starting at row {first_row}): {error}") from None
             if number == 0 and self._seen is None:
@@ -151,7 +151,7 @@ def _changed(what: str) -> str:
 
 def _fingerprint(context: Context) -> int:
     digest = 0
-    for part in (context.x, context.y, context.mask):
+    for part in (context.x, context.y, context.observed):
         digest = zlib.crc32(part.detach().cpu().contiguous().numpy().tobytes(), digest)
     return zlib.crc32(str(tuple(context.x.shape)).encode(), digest)
 
@@ -187,7 +187,8 @@ class Reservoir:
         key, at = self.key.sort(dim=1)
         key, at = key[:, :size], at[:, :size].unsqueeze(-1)
         x, y = (part.gather(1, at.expand(-1, -1, part.shape[-1])) for part in (self.points.x, self.points.y))
-        return Reservoir(Context(x, y, key < 1.5), key)
+        seen = None if self.points.seen is None else self.points.seen.gather(1, at.expand(-1, -1, y.shape[-1]))
+        return Reservoir(Context(x, y, key < 1.5, seen), key)
 
 
 class Stream:
@@ -213,16 +214,18 @@ class Stream:
         self._source, self.gradient, self.generator, self.watch = read, gradient, generator, watch
         self.passes = self.sums = 0
         self._shape: tuple[int, int] | None = None
+        self._counts: Tensor | None = None
 
     def _read(self) -> Iterator[Context]:
-        batches = points = 0
+        batches, points, counts = 0, 0, None
         for batch in self._source():
             batches, points = batches + 1, points + batch.x.shape[1]
+            counts = batch.counts if counts is None else counts + batch.counts
             yield batch
             if self.watch is not None:
                 self.watch(self.passes)
         self.passes += 1
-        self._shape = (batches, points)
+        self._shape, self._counts = (batches, points), counts
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -232,6 +235,12 @@ class Stream:
                 pass
         assert self._shape is not None
         return self._shape
+
+    @property
+    def counts(self) -> Tensor:
+        """Return the number of observed points of each task, with shape (T,)."""
+        assert self.shape is not None and self._counts is not None
+        return self._counts
 
     def sum(self, part: Part, weights: tuple[Tensor, ...], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the sum over batches of part(batch, weights), term by term.

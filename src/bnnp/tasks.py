@@ -3,6 +3,7 @@
 A task is one data set (x, y). Tasks of different sizes are laid side by side in tensors with axes tasks, points, units and a
 mask that is True where a point was observed. Every shape and value check of user data is in this file; behind it nothing is
 checked again. Masked entries are set to zero on entry, so whatever stood in the padding can reach neither value nor gradient.
+Where a point has several outputs, some of them may be missing: `seen` says which were observed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Context:
     Arguments:
         x: inputs with shape (T, N, d_x), zero where masked.
         y: outputs with shape (T, N, d_y), zero where masked.
-        mask: True where a point was observed, with shape (T, N).
+        mask: True where any output of a point was observed, with shape (T, N).
+        seen: True where an output was observed, with shape (T, N, d_y); None where all outputs of observed points were.
 
     Example:
         >>> Context.empty(num_tasks=3, x_dim=2, y_dim=1).counts
@@ -37,6 +39,7 @@ class Context:
     x: Tensor
     y: Tensor
     mask: Tensor
+    seen: Tensor | None = None
 
     @staticmethod
     def empty(num_tasks: int, x_dim: int, y_dim: int, like: Tensor | None = None) -> Context:
@@ -55,14 +58,27 @@ class Context:
         """Return the number of observed points of each task, with shape (T,)."""
         return self.mask.sum(-1)
 
+    @property
+    def observed(self) -> Tensor:
+        """Return True where an output was observed, with shape (T, N, d_y), or (T, N, 1) where that is the same for all outputs."""
+        mask = self.mask.unsqueeze(-1)
+        return mask if self.seen is None else mask & self.seen
+
+    @property
+    def values(self) -> Tensor:
+        """Return the outputs that were observed, in one row."""
+        return self.y[self.observed.expand_as(self.y)]
+
     def to(self, *args: Any, **kwargs: Any) -> Context:
         """Move inputs and outputs as `Tensor.to` does; the mask follows the device only."""
         x = self.x.to(*args, **kwargs)
-        return Context(x, self.y.to(*args, **kwargs), self.mask.to(x.device))
+        seen = None if self.seen is None else self.seen.to(x.device)
+        return Context(x, self.y.to(*args, **kwargs), self.mask.to(x.device), seen)
 
     def rows(self, start: int, stop: int) -> Context:
         """Return the points from `start` to `stop` of every task."""
-        return Context(self.x[:, start:stop], self.y[:, start:stop], self.mask[:, start:stop])
+        seen = None if self.seen is None else self.seen[:, start:stop]
+        return Context(self.x[:, start:stop], self.y[:, start:stop], self.mask[:, start:stop], seen)
 
     def join(self, other: Context) -> Context:
         """Return the tasks with the points of both, those of `self` first."""
@@ -70,7 +86,11 @@ class Context:
             torch.cat([self.x, other.x], dim=1),
             torch.cat([self.y, other.y], dim=1),
             torch.cat([self.mask, other.mask], dim=1),
+            None if self.seen is None and other.seen is None else torch.cat([self._full_seen(), other._full_seen()], dim=1),
         )
+
+    def _full_seen(self) -> Tensor:
+        return torch.ones_like(self.y, dtype=torch.bool) if self.seen is None else self.seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +114,8 @@ class TaskBatch:
 class Task:
     """Hold one checked data set: x with shape (n, d_x) and y with shape (n, d_y), both on the CPU.
 
+    `seen` is True where an output was observed, with shape (n, d_y), or None where all were.
+
     Example:
         >>> x, y = Task(torch.zeros(4, 2), torch.zeros(4, 1))
         >>> x.shape
@@ -102,10 +124,16 @@ class Task:
 
     x: Tensor
     y: Tensor
+    seen: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of points."""
         return self.x.shape[0]
+
+    @property
+    def observed(self) -> Tensor:
+        """Return True where an output was observed, with shape (n, d_y)."""
+        return torch.ones_like(self.y, dtype=torch.bool) if self.seen is None else self.seen
 
     def __iter__(self) -> Any:
         """Unpack as `x, y = task`."""
@@ -148,17 +176,17 @@ def _with_columns(tensor: Tensor, name: str, dim: int | None, axes: int) -> Tens
     return tensor
 
 
-def _check_finite(tensor: Tensor, name: str, mask: Tensor | None = None, first_row: int | None = None) -> None:
+def _check_finite(tensor: Tensor, name: str, keep: Tensor | None = None, first_row: int | None = None) -> None:
     bad = ~tensor.isfinite()
-    if mask is not None:
-        bad = bad & mask.unsqueeze(-1)
+    if keep is not None:
+        bad = bad & keep
     if bool(bad.any()):
         where = tuple(int(i) for i in bad.nonzero()[0])
         value = float(tensor[where])
         row = "" if first_row is None else f", row {first_row + where[-2]} of the whole context"
         raise ValueError(
             f"Expected finite numbers in {name}. Got {value} at index {where}{row}, {int(bad.sum())} such entries in all. "
-            "Drop these points, or mask them (mask=False) where a batch with a mask is given."
+            "Drop these points, or mask them (mask=False); of a point with several outputs single ones can be masked."
         )
 
 
@@ -175,14 +203,14 @@ def check_inputs(x: Any, dim: int, name: str, dtype: torch.dtype, device: torch.
     return tensor
 
 
-def _check_mask(mask: Any, shape: tuple[int, ...], name: str) -> Tensor:
+def _check_mask(mask: Any, shape: tuple[int, ...], y_dim: int, name: str) -> Tensor:
     tensor = mask if isinstance(mask, Tensor) else torch.as_tensor(np.asarray(mask))
     if tensor.dtype != torch.bool:
         raise TypeError(f"Expected {name} as booleans, True where a point was observed. Got {tensor.dtype}.")
-    if tuple(tensor.shape) != shape:
+    if tuple(tensor.shape) not in (shape, (*shape, y_dim)):
         raise ValueError(
-            f"Expected {name} with shape {shape}, one entry per point. Got shape {tuple(tensor.shape)}. "
-            "A mask has the axes (tasks, points), without columns."
+            f"Expected {name} with shape {shape}, one entry per point, or {(*shape, y_dim)}, one per output of each point. "
+            f"Got shape {tuple(tensor.shape)}. A mask has the axes (tasks, points), or (tasks, points, outputs)."
         )
     return tensor
 
@@ -204,7 +232,8 @@ def make_context(
     Arguments:
         x: inputs with shape (n, d_x) or (T, N, d_x); (n,) is taken as one column. Or a list of T arrays with shape (n_t, d_x).
         y: outputs likewise.
-        mask: booleans with shape (n,) or (T, N), True = observed; everything is observed where it is not given.
+        mask: booleans with shape (n,) or (T, N), True = observed; or (n, d_y) or (T, N, d_y), True = this output was observed. Everything
+            is observed where it is not given.
         x_dim: expected d_x.
         y_dim: expected d_y.
         dtype: precision of the result; that of x where it is not given.
@@ -237,15 +266,24 @@ def make_context(
             f"Expected x{name} and y{name} with the same points. Got shapes {tuple(xs.shape)} and {tuple(ys.shape)}: "
             f"{xs.shape[-2]} inputs for {ys.shape[-2]} outputs."
         )
-    keep = None if mask is None else _check_mask(mask, tuple(xs.shape[:-1]), f"mask_{name}").to(device)
-    _check_finite(xs, f"x{name}", keep, first_row)
+    given = None if mask is None else _check_mask(mask, tuple(xs.shape[:-1]), ys.shape[-1], f"mask_{name}").to(device)
+    keep = given if given is None or given.ndim == xs.ndim else given.unsqueeze(-1)
+    point = None if keep is None else keep.any(-1, keepdim=True)
+    _check_finite(xs, f"x{name}", point, first_row)
     _check_finite(ys, f"y{name}", keep, first_row)
-    if single:
-        xs, ys, keep = xs.unsqueeze(0), ys.unsqueeze(0), None if keep is None else keep.unsqueeze(0)
-    if keep is None:
-        return Context(xs, ys, torch.ones(xs.shape[:-1], dtype=torch.bool, device=device)), single
-    zero = xs.new_zeros(())
-    return Context(torch.where(keep.unsqueeze(-1), xs, zero), torch.where(keep.unsqueeze(-1), ys, zero), keep), single
+    if keep is None or point is None:
+        mask, seen = torch.ones(xs.shape[:-1], dtype=torch.bool, device=device), None
+    else:
+        zero = xs.new_zeros(())
+        xs, ys, mask = torch.where(point, xs, zero), torch.where(keep, ys, zero), point.squeeze(-1)
+        seen = keep if bool((point & ~keep).any()) else None
+    context = Context(xs, ys, mask, seen)
+    return (_with_task_axis(context) if single else context), single
+
+
+def _with_task_axis(points: Context) -> Context:
+    seen = None if points.seen is None else points.seen.unsqueeze(0)
+    return Context(points.x.unsqueeze(0), points.y.unsqueeze(0), points.mask.unsqueeze(0), seen)
 
 
 def _is_list_of_arrays(x: Any, x_dim: int) -> bool:
@@ -278,7 +316,8 @@ def as_tasks(tasks: Any, x_dim: int, y_dim: int, dtype: torch.dtype, name: str =
     """Check a collection of data sets and return them as a list of `Task`.
 
     Arguments:
-        tasks: a sequence of pairs (x, y), each with shapes (n, d_x) and (n, d_y), of any sizes.
+        tasks: a sequence of pairs (x, y), each with shapes (n, d_x) and (n, d_y), of any sizes; or triples (x, y, mask) with a boolean
+            mask (n,) or (n, d_y), True = observed. Points of which nothing was observed are left out.
         x_dim: expected d_x.
         y_dim: expected d_y.
         dtype: precision of the result.
@@ -306,24 +345,26 @@ def as_tasks(tasks: Any, x_dim: int, y_dim: int, dtype: torch.dtype, name: str =
     checked = []
     for i, task in enumerate(tasks):
         try:
-            x, y = task
+            x, y, mask = (task.x, task.y, task.seen) if isinstance(task, Task) else (*task, None)[: max(3, len(task))]
         except (TypeError, ValueError):
-            raise TypeError(f"Expected {name}[{i}] as a pair (x, y). Got {type(task).__name__}.") from None
+            raise TypeError(f"Expected {name}[{i}] as a pair (x, y), or (x, y, mask). Got {type(task).__name__}.") from None
         try:
-            context, _ = make_context(x, y, x_dim=x_dim, y_dim=y_dim, dtype=torch.float64, device=torch.device("cpu"), name="")
+            context, _ = make_context(x, y, mask, x_dim=x_dim, y_dim=y_dim, dtype=torch.float64, device=torch.device("cpu"), name="")
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}[{i}]: {error}") from None
         if context.num_tasks != 1:
             raise ValueError(f"{name}[{i}]: Expected one data set, x with shape (n, {x_dim}). Got shape {tuple(context.x.shape)}.")
-        if context.x.shape[1] < least:
+        count = int(context.counts)
+        if count < least:
             raise ValueError(
                 f"{name}[{i}]: Expected at least {least} points, one for the context and one for the target. "
-                f"Got {context.x.shape[1]}. Leave such tasks out of meta-training; they can be conditioned on afterwards."
+                f"Got {count}. Leave such tasks out of meta-training; they can be conditioned on afterwards."
             )
-        checked.append(Task(context.x[0], context.y[0]))
+        at = context.mask[0]
+        checked.append(Task(context.x[0, at], context.y[0, at], None if context.seen is None else context.seen[0, at]))
     _check_resolution([task.x for task in checked], f"x of {name}", dtype)
     _check_resolution([task.y for task in checked], f"y of {name}", dtype)
-    return [Task(task.x.to(dtype), task.y.to(dtype)) for task in checked]
+    return [Task(task.x.to(dtype), task.y.to(dtype), task.seen) for task in checked]
 
 
 def _check_resolution(columns: list[Tensor], name: str, dtype: torch.dtype) -> None:
@@ -345,7 +386,8 @@ def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torc
     """Lay checked pairs (x, y) of any sizes side by side, padded to the longest.
 
     Arguments:
-        pairs: pairs of tensors with shapes (n, d_x) and (n, d_y); n may differ and may be 0 or 1.
+        pairs: pairs of tensors with shapes (n, d_x) and (n, d_y); n may differ and may be 0 or 1. Or triples with a boolean mask (n,) or
+            (n, d_y), True = observed.
         dtype: precision of the result; that of the first x where it is not given.
         device: where the result is; that of the first x where it is not given.
 
@@ -360,9 +402,10 @@ def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torc
     """
     if len(pairs) == 0:
         raise ValueError("Expected at least one pair (x, y) to collate. Got none.")
+    triples = [(pair.x, pair.y, pair.seen) if isinstance(pair, Task) else (*pair, None)[:3] for pair in pairs]
     xs, ys = (
         [_with_columns(_as_tensor(part, "each x and y", None), "each x and y", None, 2) for part in side]
-        for side in zip(*pairs, strict=True)
+        for side in tuple(zip(*triples, strict=True))[:2]
     )
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         if x.shape[0] != y.shape[0]:
@@ -371,7 +414,19 @@ def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torc
     mask = torch.arange(int(counts.max())) < counts.unsqueeze(-1)
     x = torch.nn.utils.rnn.pad_sequence(xs, batch_first=True)
     y = torch.nn.utils.rnn.pad_sequence(ys, batch_first=True)
-    return Context(x, y, mask.to(x.device)).to(device=device or x.device, dtype=dtype or x.dtype)
+    mask = mask.to(x.device)
+    if any(given is not None for _, _, given in triples):
+        parts = []
+        for (_, _, given), own in zip(triples, ys, strict=True):
+            own_mask = (
+                torch.ones(len(own), dtype=torch.bool) if given is None else _check_mask(given, (len(own),), own.shape[-1], "each mask")
+            )
+            parts.append((own_mask if own_mask.ndim == 2 else own_mask.unsqueeze(-1)).to(x.device).expand(own.shape))
+        padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        context, _ = make_context(x, y, padded, x_dim=x.shape[-1], y_dim=y.shape[-1], name="")
+    else:
+        context = Context(x, y, mask)
+    return context.to(device=device or x.device, dtype=dtype or x.dtype)
 
 
 def split(batch: Context, num_context: Tensor, generator: torch.Generator) -> TaskBatch:
@@ -415,4 +470,5 @@ def _gather(batch: Context, index: Tensor, mask: Tensor) -> Context:
     keep, at = mask.unsqueeze(-1), index.unsqueeze(-1)
     x = torch.where(keep, batch.x.gather(1, at.expand(-1, -1, batch.x.shape[-1])), batch.x.new_zeros(()))
     y = torch.where(keep, batch.y.gather(1, at.expand(-1, -1, batch.y.shape[-1])), batch.y.new_zeros(()))
-    return Context(x, y, mask)
+    seen = None if batch.seen is None else batch.seen.gather(1, at.expand(-1, -1, batch.y.shape[-1])) & keep
+    return Context(x, y, mask, seen)

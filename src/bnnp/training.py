@@ -108,7 +108,8 @@ def meta_train(
 
     Arguments:
         model: trained in place; its scaling is fitted on `tasks` if it was not fitted before.
-        tasks: list of pairs (x, y) of any sizes, in the user's units.
+        tasks: list of pairs (x, y) of any sizes, in the user's units; or triples (x, y, mask), True = observed, for each point or, with a
+            model for `missing_outputs`, each output.
         validation: held-out tasks; a proportion of `tasks` to hold out; or None for no validation.
         objective: "pp_avi", "avi", "npml", "npvi" or "iw_avi".
         beta: weight in the objective, for those that have one.
@@ -185,7 +186,7 @@ def _check_model(model: BNNP, objective: str) -> None:
 def _digest(tasks: Sequence[Task]) -> str:
     digest = hashlib.sha256()
     for task in tasks:
-        for part in task:
+        for part in (*task, *(() if task.seen is None else (task.seen,))):
             digest.update(str(tuple(part.shape)).encode() + part.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -229,7 +230,12 @@ def _collections(model: BNNP, tasks: Any, validation: Any, seed: int) -> tuple[l
             "(subjects, days, windows), or conditioned on with the initial prior: model.condition(x, y)."
         )
     for task in (*train, *held_out):
-        model.likelihood.check(task.y)
+        model.likelihood.check(task.y[task.observed])
+    if not model.missing_outputs and any(task.seen is not None for task in (*train, *held_out)):
+        raise ValueError(
+            "Expected all outputs of each point, or none. Got tasks in which single outputs are masked. Build the model with "
+            "missing_outputs=True."
+        )
     return train, held_out
 
 

@@ -92,7 +92,7 @@ def diagnose(posterior: Posterior, seed: int = 0) -> Diagnosis:
     evidence, error = log_mean_exp(weights)
     elbo = torch.full_like(evidence, math.nan)
     if posterior.applied is None:
-        elbo = posterior.bounds.mean(0)
+        elbo = posterior.particles.mean(posterior.bounds)
     k = psis(weights)[1]
     far = _distance_x(posterior)
     distance, p = _distance_y(posterior, seed)
@@ -131,8 +131,9 @@ def _distance_x(posterior: Posterior) -> Tensor:
 def _distance_y(posterior: Posterior, seed: int) -> tuple[Tensor, Tensor]:
     """Return the distance of the outputs from the prior's prediction and its two-sided p-value, each with shape (T,).
 
-    Half of the functions give mean and covariance at the points (or, for class labels, the probability of each), from which the distance of
-    the outputs is that of Mahalanobis (or the log-loss); the data sets of the other half give its distribution. The square root is taken.
+    Half of the functions give mean and covariance at the points, noise included (or, for class labels, the probability of each), from
+    which the distance of the outputs is that of Mahalanobis (or the log-loss); the data sets of the other half give its distribution. The
+    square root is taken.
     """
     model: Any = posterior.model
     points, half = posterior.sample.points, PRIOR_DRAWS // 2
@@ -148,7 +149,8 @@ def _distance_y(posterior: Posterior, seed: int) -> tuple[Tensor, Tensor]:
         f = to_compute(posterior.particles.architecture.hidden(x.unsqueeze(0), draws), torch.float64)[:, 0]
         data = to_compute(model.likelihood.sample(f[half:].unsqueeze(1).to(x), generator), f.dtype)[:, 0]
         both = torch.cat([to_compute(y, f.dtype).unsqueeze(0), data])
-        squared = _log_loss(f[:half], both) if model.likelihood.discrete else _mahalanobis(f[:half], both, model)
+        seen = points.observed[t][keep].to(both.device).expand_as(both[0])
+        squared = (_log_loss if model.likelihood.labels else _mahalanobis)(f[:half], both, seen, model.likelihood)
         own = squared[1:]
         edge = own.sort().values[math.ceil(0.95 * half) - 1].clamp(min=1e-12)
         above, below = int((own >= squared[0]).sum()), int((own <= squared[0]).sum())
@@ -157,22 +159,23 @@ def _distance_y(posterior: Posterior, seed: int) -> tuple[Tensor, Tensor]:
     return columns[:, 0], columns[:, 1]
 
 
-def _mahalanobis(f: Tensor, y: Tensor, model: Any) -> Tensor:
-    """Return squared distances (n,) of data y (n, M, d) from functions f (m, M, d) with the model's noise, summed over outputs."""
+def _mahalanobis(f: Tensor, y: Tensor, seen: Tensor, likelihood: Any) -> Tensor:
+    """Return squared distances (n,) of data y (n, M, d) from the means given functions f (m, M, ...), summed over outputs."""
     total = torch.zeros(len(y), dtype=y.dtype, device=y.device)
-    noise = to_compute(model.likelihood.noise_std, y.dtype)
+    given, noise = likelihood.mean(f), likelihood.variance(f).mean(0)
     for j in range(y.shape[-1]):
-        centred = f[..., j] - f[..., j].mean(0)
-        eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-        root = cholesky(centred.mT @ centred / (len(f) - 1) + noise[j] ** 2 * eye)
-        total += solve_lower(root, (y[..., j] - f[..., j].mean(0)).mT).square().sum(0)
+        at = seen[:, j]
+        mean = given[:, at, j].mean(0)
+        centred = given[:, at, j] - mean
+        root = cholesky(centred.mT @ centred / (len(f) - 1) + torch.diag(noise[at, j]))
+        total += solve_lower(root, (y[:, at, j] - mean).mT).square().sum(0)
     return total
 
 
-def _log_loss(f: Tensor, y: Tensor) -> Tensor:
-    """Return -log p of data y (n, M, d) under the mean probabilities of functions f (m, M, d), with shape (n,)."""
-    p = f.sigmoid().mean(0).clamp(1e-12, 1 - 1e-12)
-    return -(y * p.log() + (1 - y) * (1 - p).log()).sum((-2, -1))
+def _log_loss(f: Tensor, y: Tensor, seen: Tensor, likelihood: Any) -> Tensor:
+    """Return -log p of labels y (n, M, d) under the mean probabilities of functions f (m, M, ...), with shape (n,)."""
+    p = likelihood.mean(f).mean(0).clamp(1e-12, 1 - 1e-12)
+    return -likelihood.log_prob(likelihood.f_of(p), y, seen).sum(-1)
 
 
 def _sentence(posterior: Posterior, t: int, d: dict[str, float]) -> str:
@@ -280,7 +283,7 @@ def sbc(
     ranks: dict[str, list[Tensor]] = {}
     for start in range(0, R, check_count(batch_size, "batch_size")):
         T = min(batch_size, R - start)
-        true = tuple(p.rsample(torch.randn(T, p.d_out, p.rank, generator=generator).to(model.device, model.dtype)) for p in model.prior)
+        true = model.prior.sample(T, generator)
         X = torch.stack([model.scaling.x(draw_x(generator)) for _ in range(T)])
         f = model.architecture.hidden(X, true)
         y = torch.stack([model.likelihood.sample(f[t][None, None], generator)[0, 0] for t in range(T)])
@@ -318,7 +321,7 @@ def _posterior_draws(model: BNNP, data: Context, L: int, generator: torch.Genera
     if particles.last is None:
         return particles.weights
     eps = particles.last.draw(normal(tuple(particles.last.mean.shape)))
-    return (*particles.weights, particles.output.weights(eps))
+    return (*particles.weights, particles.given.weights(eps))
 
 
 def _quantities(
@@ -333,7 +336,7 @@ def _quantities(
             found[f"layer {i + 1}, squared norm"] = W.square().sum((-2, -1))
             found[f"layer {i + 1}, projection"] = (W * v).sum((-2, -1))
         at_data = model.architecture.hidden(data.x, weights)
-        found["log-likelihood"] = model.likelihood.log_prob(at_data, data.y.expand_as(at_data)).sum(-1)
+        found["log-likelihood"] = model.likelihood.log_prob(at_data, data.y.expand(*at_data.shape[:-1], -1)).sum(-1)
         return found
 
     value, drawn = of(true), of(draws)

@@ -227,7 +227,7 @@ def complete(model: BNNP, images: FloatArray, seen: BoolArray, seed: int) -> Com
         predictive = model.condition(x[part, :count], y[part, :count], num_samples=PARTICLES, seed=seed).predict(x[part, count:])
         yt = y[part, count:]
         joint[part] = predictive.log_prob(yt, joint=True).numpy()
-        found = (predictive.mean, predictive.std, predictive.cdf(yt), predictive.crps(yt), predictive.log_prob(yt).unsqueeze(-1))  # type: ignore[attr-defined]
+        found = (predictive.mean, predictive.std, predictive.cdf(yt), predictive.crps(yt), predictive.log_prob(yt).unsqueeze(-1))
         for name, tensor in zip(names, found, strict=True):
             np.put_along_axis(values[name][part], order[part, count:], tensor.squeeze(-1).double().numpy(), axis=1)
     unseen = images.shape[1] - count
