@@ -115,7 +115,7 @@ def config() -> dict[str, Any]:
     small = copy.deepcopy(run.read_config())
     small["nets"] = {"3": {"hidden": [3], "priors": ["fixed", "shared", "diagonal"], "problems": ["steps", "two kinds"]}}
     small["sizes"] |= {"train": 20, "validation": 4, "test": 3, "functions": 5, "contexts": [2], "targets": 6}
-    small["training"] |= {"steps": 8, "batch_size": 2}
+    small["training"] |= {"steps": 8, "batch_size": 2, "num_samples": 3}
     small |= {"particles": 4, "validations": 4, "seeds": [0, 1], "factor_dtype": "float64"}
     return small
 
