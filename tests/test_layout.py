@@ -32,14 +32,15 @@ BASE = [
     "likelihoods",
     "factors",
     "structures",
+    "priors",
 ]
 # A core module imports only from those before it.
 CORE = [
     *BASE,
-    "priors",
     "conjugate",
     "draws",
     "layers",
+    "wide",
     "streaming",
     "particles",
     "predictive",
@@ -55,10 +56,13 @@ EDGE: dict[str, set[str]] = {
     "checkpoint": set(),
     "settings": set(),
     "training": {"checkpoint", "evaluation", "settings"},
+    "choice": {"checkpoint", "evaluation", "settings", "training"},
+    "reading": {"evaluation"},
     "trust": {"calibration"},
     "inference": set(),
     "data": set(),
     "plots": set(),
+    "plots_prior": {"plots", "reading"},
 }
 EVERYTHING = {*CORE, *EDGE}
 EDGE |= {

@@ -19,13 +19,14 @@ from bnnp.tails import EDGES, cell_middles, draw_level, log_mass, log_scale
 from laws import randn, relative_error
 
 D_IN, D = 3, 3
-WHOLE = [*PLAIN, "per_layer", "network", "matrix_normal"]
+WHOLE = [*PLAIN, "diagonal tied", "low_rank tied", "per_layer", "network", "matrix_normal"]
 
 
 def moved(kind: str, widths: tuple[int, ...] = (D_IN, D), seed: int = 0, **options: object) -> list[LayerPrior]:
     """Priors of the layers of a network, with no parameter at its start."""
     g = torch.Generator().manual_seed(seed)
-    layers = layer_priors(widths, bnnp.Prior(kind, rank=2, **options), g)  # type: ignore[arg-type]
+    name, *tied = kind.split()
+    layers = layer_priors(widths, bnnp.Prior(name, rank=2, tied=bool(tied), **options), g)  # type: ignore[arg-type]
     for layer in layers:
         layer.double()
         for parameter in layer.parameters():
@@ -62,7 +63,7 @@ def test_a_layer_with_several_units_is_the_dense_one(kind: str, N: int, shared: 
     assert relative_error(L @ q.covariance[0, 0, 0] @ L.T, want["w_cov"]) <= 1e-9
     assert relative_error(q.kl.squeeze(), want["kl_eps"]) <= 1e-9
     assert relative_error(q.log_z.squeeze(), want["log_z"]) <= 1e-9
-    if kind in PLAIN:  # units that are independent may be conditioned one by one
+    if kind.split()[0] in PLAIN:  # units that are independent may be conditioned one by one
         own = layer.given()
         alone = condition(own.core, *own.problem(A, own.sites(A, y, root)), space)
         assert relative_error(own.weights(alone.mean)[0, 0].flatten(), want["w_mean"]) <= 1e-9
@@ -132,8 +133,9 @@ def test_the_divergence_from_the_default_is_that_of_dense_gaussians(kind: str) -
     L, size = layer.dense().detach().flatten(0, 1), D * (D_IN + 1)
     want = reference.gaussian_kl(layer.mean.detach().flatten(), L @ L.T, torch.zeros(size).double(), torch.eye(size).double() / (D_IN + 1))
     assert relative_error(layer.divergence(), want) <= 1e-9
-    (start,) = layer_priors((D_IN, D), bnnp.Prior(kind), seeded(0, "x"))
-    assert abs(float(start.divergence().detach())) <= (0.02 if kind == "low_rank" else 1e-5)
+    name, *tied = kind.split()
+    (start,) = layer_priors((D_IN, D), bnnp.Prior(name, tied=bool(tied)), seeded(0, "x"))
+    assert abs(float(start.divergence().detach())) <= (0.02 if name == "low_rank" else 1e-5)
 
 
 @pytest.mark.parametrize("kind", PRIORS)
@@ -288,6 +290,7 @@ def test_a_prior_that_cannot_be_is_refused() -> None:
         ({"kind": "mixture", "components": 1}, "at least 2 components"),
         ({"kind": "mixture", "of": "per_layer"}, "of= among diagonal, low_rank"),
         ({"rank": 0}, "rank as a positive integer"),
+        ({"kind": "per_unit", "tied": True}, "tied=True with 'diagonal' or 'low_rank'"),
     ):
         with pytest.raises(ValueError, match=words):
             bnnp.Prior(**bad)  # type: ignore[arg-type]

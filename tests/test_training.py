@@ -260,6 +260,72 @@ def test_many_bad_steps_end_the_run_with_advice(monkeypatch: pytest.MonkeyPatch)
         bnnp.meta_train(model(), tasks(), **FAST)  # type: ignore[arg-type]
 
 
+def gradients(shrinkage: float, **settings: object) -> tuple[dict[str, torch.Tensor], bnnp.BNNP]:
+    """Return the gradients of the first step, and the model after it."""
+    m = model(prior=bnnp.Prior("per_unit", spread=0.5, input_scale=2.0)).double()
+    options = {**FAST, "steps": 1, "validate_every": 1, "clip_norm": None, **settings}
+    bnnp.meta_train(m, tasks(), shrinkage=shrinkage, **options)  # type: ignore[arg-type]
+    return {key: p.grad for key, p in m.named_parameters() if p.grad is not None}, m
+
+
+@pytest.mark.parametrize("per_point", [False, True])
+@pytest.mark.parametrize("validation", [None, 0.25])
+def test_shrinkage_adds_the_gradient_of_the_divergence_over_the_training_tasks(per_point: bool, validation: float | None) -> None:
+    tau, settings = 3.0, {"per_point": per_point, "validation": validation}
+    plain, _ = gradients(0.0, **settings)
+    shrunk, _ = gradients(tau, **settings)
+    at_start = model(prior=bnnp.Prior("per_unit", spread=0.5, input_scale=2.0)).double()
+    at_start.prior.divergence().backward()
+    kept, order = tasks(), torch.randperm(12, generator=training.seeded(0, "held out")).tolist()
+    if validation is not None:
+        kept = [kept[i] for i in order[3:]]
+    units = sum(len(x) for x, _ in kept) if per_point else len(kept)
+    for key, p in at_start.named_parameters():
+        penalty = torch.zeros_like(p) if p.grad is None else p.grad * tau / units
+        torch.testing.assert_close(shrunk[key] - plain[key], penalty, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["per_unit", "shared"])
+def test_strong_shrinkage_leads_back_to_the_default(kind: str) -> None:
+    m = model(prior=bnnp.Prior(kind, spread=0.5, scaled=False, input_scale=2.0))
+    settings = {**FAST, "steps": 100, "num_samples": 2, "batch_size": 2, "learning_rate": 0.06, "final_learning_rate": 1e-3}
+    start = float(m.prior.divergence().detach())
+    result = bnnp.meta_train(m, tasks(), shrinkage=1e4, **settings)  # type: ignore[arg-type]
+    logged = result.history[-1]["divergence"]
+    assert logged == pytest.approx(float(m.prior.divergence().detach()), abs=1e-5)
+    assert abs(logged) < 0.1 < 5 < start
+    for layer in m.prior:
+        torch.testing.assert_close(layer.covariance(), torch.eye(layer.p).expand(layer.d_out, -1, -1) / layer.p, rtol=0, atol=0.02)
+        torch.testing.assert_close(layer.mean, torch.zeros_like(layer.mean), rtol=0, atol=0.02)
+
+
+def test_validation_knows_nothing_of_the_penalty_and_the_objective_is_logged_without_it() -> None:
+    still = {**FAST, "learning_rate": 1e-12, "final_learning_rate": 1e-12, "validation": 0.25}
+    logs = []
+    for tau in (0.0, 5.0):
+        result = bnnp.meta_train(model(prior=bnnp.Prior(spread=0.5)), tasks(), shrinkage=tau, **still)  # type: ignore[arg-type]
+        logs.append([r[key] for r in result.history for key in ("objective", "validation") if r[key] is not None])
+    assert logs[0] == pytest.approx(logs[1])
+
+
+def test_shrinkage_is_of_the_run_that_is_resumed(tmp_path: Path) -> None:
+    bnnp.meta_train(model(), tasks(), folder=tmp_path, **FAST)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shrinkage 0\.0 there and 0\.5 here"):
+        bnnp.meta_train(model(), tasks(), folder=tmp_path, resume=True, shrinkage=0.5, **FAST)  # type: ignore[arg-type]
+    # A checkpoint from before there was shrinkage had none.
+    path = tmp_path / "state" / "training.json"
+    header = json.loads(path.read_text())
+    del header["settings"]["shrinkage"]
+    path.write_text(json.dumps(header))
+    bnnp.meta_train(model(), tasks(), folder=tmp_path, resume=True, **FAST)  # type: ignore[arg-type]
+
+
+def test_a_fixed_prior_cannot_be_shrunk() -> None:
+    for spec in (bnnp.Prior(learn_mean=False, learn_scale=False), bnnp.Prior(fraction=0.0)):
+        with pytest.raises(ValueError, match="prior that is learned"):
+            bnnp.meta_train(model(prior=spec), tasks(), shrinkage=0.1, **FAST)  # type: ignore[arg-type]
+
+
 BAD_SETTINGS = {
     "negative steps": ({"steps": -1}, "steps as a positive integer. Got -1"),
     "no steps": ({"steps": 0}, "steps as a positive integer"),
@@ -275,6 +341,8 @@ BAD_SETTINGS = {
     "one number": ({"context": 0.5}, "range \\(low, high\\)"),
     "text": ({"learning_rate": "fast"}, "learning_rate to be positive"),
     "negative start": ({"prior_mean_from_step": -1}, "prior_mean_from_step as a step"),
+    "negative shrinkage": ({"shrinkage": -0.1}, "shrinkage in nats, 0 or more"),
+    "shrinkage without end": ({"shrinkage": math.inf}, "shrinkage in nats"),
     "validation share": ({"validation": 1.5}, "proportion with tasks on both sides"),
 }
 

@@ -7,6 +7,7 @@ and be *updated* to another Posterior.
 
 from bnnp import objectives
 from bnnp.checkpoint import load, load_posterior, save
+from bnnp.choice import Choice, choose_prior
 from bnnp.evaluation import Evaluation, evaluate
 from bnnp.likelihoods import (
     Bernoulli,
@@ -25,6 +26,7 @@ from bnnp.networks import BNNP
 from bnnp.posterior import Posterior
 from bnnp.predictive import Predictive
 from bnnp.priors import Prior
+from bnnp.reading import PriorSummary, layer_effects
 from bnnp.tasks import Context, Task, TaskBatch, collate
 from bnnp.training import TrainingError, TrainResult, meta_train
 from bnnp.trust import SBC, Diagnosis, sbc
@@ -37,6 +39,7 @@ __all__ = [
     "Bernoulli",
     "Beta",
     "Categorical",
+    "Choice",
     "Context",
     "Diagnosis",
     "Evaluation",
@@ -51,13 +54,16 @@ __all__ = [
     "Posterior",
     "Predictive",
     "Prior",
+    "PriorSummary",
     "StudentT",
     "Task",
     "TaskBatch",
     "TrainResult",
     "TrainingError",
+    "choose_prior",
     "collate",
     "evaluate",
+    "layer_effects",
     "load",
     "load_posterior",
     "meta_train",

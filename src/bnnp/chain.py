@@ -12,19 +12,21 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bnnp.conjugate import Conditional, PointSum, SiteSum, condition, point_sum, site_sum
 from bnnp.draws import CANONICAL_RANK, Normal, draw_from_sums
-from bnnp.factors import Given, Sites
+from bnnp.factors import Factor, Given, Sites
 from bnnp.layers import ACTIVATIONS, AmortisedLinear, LayerDraw, ScaleDraw
 from bnnp.likelihoods import Likelihood, noise_factor
 from bnnp.linalg import to_compute
 from bnnp.particles import Architecture, Particles, drawn_log_lik, joined, own_noise
 from bnnp.streaming import Stream
 from bnnp.tasks import Context
+from bnnp.wide import WIDE_BYTES, WIDE_RANK, propagate
 
 __all__ = ["Chain", "learned"]
 
@@ -112,7 +114,9 @@ class Chain:
             return sites
         return Sites(sites.resid, sites.root_prec * (0.5 * log_share).exp().to(sites.root_prec)[:, None, None])
 
-    def particles(self, context: Context, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
+    def particles(
+        self, context: Context, num_samples: int, normal: Normal, canonical: bool = False, beyond: Tensor | None = None
+    ) -> Particles:
         """Draw S particles from q(W | context), in the network's units; differentiable.
 
         Arguments:
@@ -120,10 +124,12 @@ class Chain:
             num_samples: S.
             normal: source of standard normal numbers in the precision of the factorisations.
             canonical: draw hidden weights as `draws.draw_canonical` does; otherwise with the fast `draws.draw_fused`.
+            beyond: the only inputs (T, M, d_x) the particles will be asked about. Where it is given, the weights of layers so wide that all
+                draws of them would not fit are not kept.
         """
         if len(self.log_share) == 1:
-            return self._chain(context, _Drawn(num_samples), normal, canonical)
-        parts = [self._chain(context, drawn, normal, canonical) for drawn in self._of_components(num_samples)]
+            return self._chain(context, _Drawn(num_samples), normal, canonical, beyond)
+        parts = [self._chain(context, drawn, normal, canonical, beyond) for drawn in self._of_components(num_samples)]
         if not self.likelihood.conjugate:
             parts = [dataclasses.replace(p, log_lik=self._log_lik(context, p.weights)) for p in parts]
         return joined(parts, self.log_share)
@@ -138,10 +144,42 @@ class Chain:
     def _log_lik(self, points: Context, weights: tuple[Tensor, ...]) -> Tensor:
         return drawn_log_lik(self.architecture, self.likelihood, weights, points, self.dtype)
 
-    def _chain(self, context: Context, drawn: _Drawn, normal: Normal, canonical: bool) -> Particles:
+    def _is_wide(self, layer: AmortisedLinear, context: Context, beyond: Tensor, num_samples: int) -> bool:
+        """Tell whether the draws of a layer need not be kept, and all together are too large, or would cost more than doing without."""
+        rank, N = layer.prior.rank, context.x.shape[1]
+        if layer.prior.joint or rank <= N:
+            return False
+        size = num_samples * context.num_tasks * layer.d_out * rank * torch.finfo(self.dtype).bits // 8
+        one_problem = layer.shared_noise and layer.prior.given().core.blocks == 1
+        return size > WIDE_BYTES or (one_problem and rank >= max(WIDE_RANK, 2 * (N + beyond.shape[1])))
+
+    def _carried(self, context: Context, beyond: Tensor, drawn: _Drawn, normal: Normal) -> tuple[Tensor, Tensor]:
+        """Take context and further points through the hidden layers; return the last activations at both."""
+        N, H = context.x.shape[1], torch.cat([context.x, beyond], dim=1).unsqueeze(0)
+        for i, layer in enumerate(self.layers[:-1]):
+            given = self._given(i, drawn)
+            A, sites = self.problem(i, H[:, :, :N], context, given)
+            sites = self._tempered(i, sites, context.counts)
+            if not self._is_wide(layer, context, beyond, drawn.num_samples):
+                H = self._next(i, H, drawn.take(layer.draw(given, A, sites, drawn.num_samples, normal, False, self.dtype)))
+                continue
+            core = given.computed(self.dtype).core
+            scale = layer.draw_scale(partial(_evidence, core, A, sites), drawn.num_samples, normal)
+            given, _ = drawn.scaled(given, A, scale)
+            skip = self.architecture.skip(H, layer.d_out)
+            out, kl = propagate(given, self.architecture.layer_input(H, i), sites, drawn.num_samples, normal, self.dtype)
+            drawn.pass_by(kl)
+            H = out if skip is None else out + skip
+        return H[:, :, :N], H[:, :, N:]
+
+    def _chain(self, context: Context, drawn: _Drawn, normal: Normal, canonical: bool, beyond: Tensor | None = None) -> Particles:
         """Draw the particles of one component, layer by layer."""
         H, hidden = context.x.unsqueeze(0), len(self.layers) - 1
-        for i in range(hidden):
+        if beyond is not None and not canonical and self.likelihood.conjugate:
+            if any(self._is_wide(layer, context, beyond, drawn.num_samples) for layer in self.layers[:-1]):
+                H, at_beyond = self._carried(context, beyond, drawn, normal)
+                drawn.known_at = (beyond, at_beyond)
+        for i in range(hidden if drawn.known_at is not None else 0, hidden):
             given = self._given(i, drawn)
             A, sites = self.problem(i, H, context, given)
             sites = self._tempered(i, sites, context.counts)
@@ -219,8 +257,9 @@ class Chain:
     def _with_last(self, drawn: _Drawn, given: Given, last: Conditional, seen: SiteSum | tuple[Tensor, Sites] | None) -> Particles:
         kl = drawn.kl.to(last.quad).expand(last.quad.shape)
         ratio = drawn.ratio if drawn.ratio is not None or drawn.weights else torch.zeros_like(kl)
-        weights = tuple(drawn.weights)
-        return Particles(self.architecture, weights, kl, given, self.likelihood, last, self.dtype, ratio, seen)
+        weights = tuple(drawn.weights) if drawn.known_at is None else ()
+        at = drawn.known_at
+        return Particles(self.architecture, weights, kl, given, self.likelihood, last, self.dtype, ratio, seen, known_at=at)
 
     def _drawn_last(self, drawn: _Drawn, given: Given, A: Tensor, sites: Sites, normal: Normal, canonical: bool) -> Particles:
         """Draw the last layer too, where the likelihood has no closed form."""
@@ -338,6 +377,10 @@ class Chain:
         return Particles(self.architecture, weights, nothing, given, self.likelihood, last, self.dtype), kl
 
 
+def _evidence(core: Factor, A: Tensor, sites: Sites, root: float) -> Tensor:
+    return condition(core, A * root, sites).log_z
+
+
 class _Drawn:
     """Gather what the draws of the layers give, for one component of the prior."""
 
@@ -348,6 +391,11 @@ class _Drawn:
         self.kl: Tensor = torch.zeros(())
         self.ratio: Tensor | None = None
         self.known = True
+        self.known_at: tuple[Tensor, Tensor] | None = None
+
+    def pass_by(self, kl: Tensor) -> None:
+        """Take up the divergence of a layer whose weights are not kept."""
+        self._add(kl.expand(self.num_samples, *kl.shape[1:]), None)
 
     def take(self, found: LayerDraw) -> Tensor:
         """Take up the weights of a layer, their KL divergence and log q - log p; return the weights."""

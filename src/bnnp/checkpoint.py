@@ -274,7 +274,7 @@ def load_posterior(folder: str | os.PathLike[str], model: BNNP) -> Posterior:
             dtype=own.factor_dtype,
             seen=SiteSum(**seen) if seen else None,
             redraw=None if redraw is None else (redraw, tensors["noise"].to(device)),
-            **{key: value.to(device) for key, value in under("particles.").items()},
+            **{key: value.to(device) for key, value in under("particles.").items()},  # type: ignore[arg-type]
         )
         count = 1 + (header["kept"] or 0)
         sample, *kept = [Context(**{k: v.to(model.device) for k, v in under(f"points.{i}.").items()}) for i in range(count)]

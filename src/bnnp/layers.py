@@ -145,7 +145,7 @@ class AmortisedLinear(nn.Module):
         temperature: bool = False,
     ) -> None:
         super().__init__()
-        self.prior, self.d_out, self.true_targets = prior, prior.d_out, true_targets
+        self.prior, self.d_out, self.true_targets, self.shared_noise = prior, prior.d_out, true_targets, shared_noise
         outputs = (0 if true_targets else self.d_out) + (1 if shared_noise else self.d_out)
         self.net = None if net is None else mlp((*net, outputs), activation)
         self.raw_kappa = nn.Parameter(torch.tensor(START_KAPPA)) if temperature else None

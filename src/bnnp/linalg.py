@@ -19,6 +19,7 @@ __all__ = [
     "cho_solve",
     "cholesky",
     "compute_device",
+    "eigh",
     "log_det",
     "lower_inverse",
     "solve_lower",
@@ -138,3 +139,9 @@ def lower_inverse(R: Tensor) -> Tensor:
 def log_det(R: Tensor) -> Tensor:
     """Return log |R R^T| with shape (*B,) for lower triangular R with shape (*B, k, k)."""
     return 2.0 * R.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def eigh(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (*B, k), the largest first, and eigenvectors (*B, k, k) in columns, of symmetric matrices (*B, k, k)."""
+    values, vectors = torch.linalg.eigh(M)
+    return values.flip(-1), vectors.flip(-1)

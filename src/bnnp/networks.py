@@ -224,9 +224,11 @@ class BNNP(nn.Module):
         """Return the last layer's pseudo-observations of a scaled context; see `Chain.output_sites`."""
         return self.chain.output_sites(context, A)
 
-    def particles(self, context: Context, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
+    def particles(
+        self, context: Context, num_samples: int, normal: Normal, canonical: bool = False, beyond: Tensor | None = None
+    ) -> Particles:
         """Draw S particles from q(W | context) given a scaled context; see `Chain.particles`."""
-        return self.chain.particles(context, num_samples, normal, canonical)
+        return self.chain.particles(context, num_samples, normal, canonical, beyond)
 
     def streamed_particles(self, stream: Stream, num_samples: int, normal: Normal, canonical: bool = False) -> Particles:
         """Draw the same particles from batches of points; see `Chain.streamed_particles`."""

@@ -94,11 +94,12 @@ class _Pass:
         seed = zlib.crc32(state, len(parts))
         return Stream(lambda: parts, self.gradient, torch.Generator().manual_seed(seed))
 
-    def particles(self, context: Context, canonical: bool = False) -> Particles:
-        """Return particles from q(. | context), given a scaled context."""
+    def particles(self, context: Context, canonical: bool = False, target: Context | None = None) -> Particles:
+        """Return particles from q(. | context), given a scaled context, to be asked about a scaled target (or about nothing)."""
         draw = training_noise(self.model, self.generator)
         if self.context_batch_size is None:
-            return self.model.particles(context, self.num_samples, draw, canonical)
+            beyond = context.x[:, :0] if target is None else target.x if self.target_batch_size is None else None
+            return self.model.particles(context, self.num_samples, draw, canonical, beyond)
         return self.model.streamed_particles(self.stream(context, self.context_batch_size), self.num_samples, draw, canonical)
 
     def log_lik(self, particles: Particles, points: Context, size: int | None) -> Tensor:
@@ -189,7 +190,8 @@ def npml(model: BNNP, batch: TaskBatch, num_samples: int, generator: torch.Gener
     It rewards prediction only, and identifies neither prior nor posterior.
     """
     with_data = _Pass(model, num_samples, generator, **batches)
-    return with_data.done(with_data.log_predictive(with_data.particles(model.scale(batch.context)), model.scale(batch.target)))
+    target = model.scale(batch.target)
+    return with_data.done(with_data.log_predictive(with_data.particles(model.scale(batch.context), target=target), target))
 
 
 def pp_avi(
@@ -200,9 +202,9 @@ def pp_avi(
     The same particles serve both parts; beta below 1 is for very sharp processes.
     """
     with_data = _Pass(model, num_samples, generator, **batches)
-    context = model.scale(batch.context)
-    particles = with_data.particles(context)
-    predictive = with_data.log_predictive(particles, model.scale(batch.target))
+    context, target = model.scale(batch.context), model.scale(batch.target)
+    particles = with_data.particles(context, target=target)
+    predictive = with_data.log_predictive(particles, target)
     return with_data.done(beta * predictive + with_data.elbo(particles, context, beta))
 
 

@@ -109,6 +109,8 @@ class Particles:
         log_lik: log-likelihood of the context with shape (S, T), where the last layer was drawn and the context was streamed.
         share: where particles are of several components of the prior, log weights whose exponentials have mean 1, with shape (S, T); then
             `drawn_kl` and `log_ratio` have the component's share in them.
+        known_at: where weights were too large to be kept, the inputs (T, M, d_x) at which the last hidden activations are known, and these,
+            with shape (S, T, M, d).
     """
 
     architecture: Architecture
@@ -123,6 +125,7 @@ class Particles:
     redraw: tuple[Conditional, Tensor] | None = None
     log_lik: Tensor | None = None
     share: Tensor | None = None
+    known_at: tuple[Tensor, Tensor] | None = None
 
     @property
     def noise_std(self) -> Tensor | None:
@@ -159,6 +162,9 @@ class Particles:
 
     def output_features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the last layer's features A (S, T, M, p) and what a residual connection adds to its output."""
+        if self.known_at is not None:
+            assert x is self.known_at[0], "particles without weights were asked about other inputs than they were drawn for"
+            return self.architecture.layer_input(self.known_at[1], 1), self.architecture.skip(self.known_at[1], self.given.d_out)
         hidden = self.weights if self.redraw is None else self.weights[:-1]
         H = self.architecture.hidden(x, hidden).expand(*self.drawn_kl.shape, -1, -1)
         return self.architecture.layer_input(H, len(hidden)), self.architecture.skip(H, self.given.d_out)
@@ -365,4 +371,5 @@ def joined(parts: Sequence[Particles], log_share: Tensor) -> Particles:
         redraw=(cat_conditional([q for q, _ in redraws]), cat([z for _, z in redraws])) if redraws else None,
         log_lik=optional("log_lik"),
         share=share,
+        known_at=None if first.known_at is None else (first.known_at[0], cat([p.known_at[1] for p in parts if p.known_at is not None])),
     )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Panel",
     "calibration",
+    "choice",
     "coherent_completions",
     "completions",
     "dress",
@@ -427,6 +428,73 @@ def scores_bar(
     handles, names = ax.get_legend_handles_labels()
     _legend_below(fig, handles, names, columns=4)
     return fig
+
+
+def choice(rows: Sequence[Mapping[str, Any]], title: str = "How much of the prior should be learned?") -> Figure:
+    """Draw the score of each fraction that is learned and of each shrinkage, the chosen one with a star.
+
+    Bars are standard errors of the difference to the chosen one, task by task. At the ends of the shrinkages stand the prior that is all
+    learned and the fixed one. A score far below the others is drawn at the lower edge, with its value.
+
+    Arguments:
+        rows: of a `bnnp.Choice`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: there is no score.
+    """
+    scored = [row for row in rows if row["failed"] is None and math.isfinite(row["score"])]
+    if not scored:
+        raise ValueError("Expected at least one candidate with a score. Got none.")
+    values = np.array([row["score"] for row in scored])
+    top, reach = float(values.max()), float(values.max() - np.median(values)) or 1.0
+    floor = max(float(values.min()), top - 3.0 * reach) - 0.25 * reach
+    fig = _figure(9.5, 4.6)
+    left, right = fig.subplots(1, 2, sharey=True)
+    plain = sorted((row for row in scored if row["shrinkage"] == 0), key=lambda row: row["fraction"])
+    shrunk = sorted((row for row in scored if row["shrinkage"] > 0), key=lambda row: row["shrinkage"])
+    _scores_along(left, [row["fraction"] for row in plain], plain, floor)
+    left.set_xlim(-0.08, 1.08)
+    places = [math.log10(row["shrinkage"]) for row in shrunk]
+    step = (places[-1] - places[0]) / (len(places) - 1) if len(places) > 1 else 1.0
+    ticks = [(place, f"{row['shrinkage']:g}") for place, row in zip(places, shrunk, strict=True)]
+    along = list(zip(places, shrunk, strict=True))
+    for row in plain if shrunk else []:
+        if row["fraction"] in (0.0, 1.0):
+            place, word = (places[0] - step, "0\n(all learned)") if row["fraction"] == 1 else (places[-1] + step, "\N{INFINITY}\n(fixed)")
+            along, ticks = [*along, (place, row)], [*ticks, (place, word)]
+    along.sort(key=lambda pair: pair[0])
+    _scores_along(right, [place for place, _ in along], [row for _, row in along], floor)
+    right.set_xticks([place for place, _ in ticks], [word for _, word in ticks])
+    low = min([floor, *(row["score"] - row["behind_se"] for row in scored if row["score"] >= floor and math.isfinite(row["behind_se"]))])
+    left.set_ylim(low - 0.1 * (top - low), top + 0.15 * (top - low))
+    dress(left, "learned in part", "fraction of the weights whose prior is learned", "log density per target point\n(higher is better)")
+    dress(right, "all learned, and shrunk", "shrinkage, nats for each nat of divergence", "")
+    entries: dict[str, Any] = {}
+    for ax in (left, right):
+        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    _legend_below(fig, list(entries.values()), list(entries), columns=3)
+    fig.suptitle(title, fontsize=TITLE, color=INK)
+    return fig
+
+
+def _scores_along(ax: Axes, places: Sequence[float], rows: Sequence[Mapping[str, Any]], floor: float) -> None:
+    """Draw scores with their errors at some places; those below the floor at the floor."""
+    scores = np.array([row["score"] for row in rows])
+    inside = scores >= floor
+    x, errors = np.array(places), np.nan_to_num([row["behind_se"] for row in rows])
+    ax.plot(x, np.maximum(scores, floor), color=BLUE, linewidth=1.2, alpha=0.5)
+    bars: dict[str, Any] = {"color": BLUE, "ecolor": INK, "capsize": 3, "markersize": 6}
+    if inside.any():
+        ax.errorbar(x[inside], scores[inside], errors[inside], fmt="o", **bars, label="held-out tasks (bars: error of the difference)")
+    for place, score in zip(x[~inside], scores[~inside], strict=True):
+        ax.plot(place, floor, "v", color=BLUE, markersize=8, label="far below")
+        ax.annotate(_signed(score), (place, floor), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=TICK, color=INK)
+    for place, row in zip(places, rows, strict=True):
+        if row["chosen"]:
+            ax.plot(place, row["score"], "*", color=RED, markersize=17, zorder=5, label="chosen")
 
 
 def _draw_panel(ax: Axes, panel: Panel, interval: str) -> None:

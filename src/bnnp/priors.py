@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,8 @@ class Mixture(LayerPrior):
     ) -> None:
         nn.Module.__init__(self)
         self.d_in, self.d_out, self.p = d_in, d_out, d_in + 1
-        self.by_column = PLAIN[of].by_column
         self.components = nn.ModuleList(PLAIN[of](d_in, d_out, scaled, scale, **options) for _ in range(components))
+        self.by_column = self.parts[0].by_column
         self._first = (first,)  # in a tuple, so that its parameters stay its own
         if first is None:
             self.logits = nn.Parameter(torch.zeros(components))
@@ -214,6 +214,8 @@ class Prior:
         fraction: learn only this fraction of the weights, counted from the input side: whole layers, and a random choice of the weights of
             the layer at the boundary (of its inputs, where units share their factor). The others stay at their start.
         rank: number r of directions of "low_rank".
+        tied: the units of a layer share their factor, for "diagonal" and "low_rank" ("shared" is "per_unit" so tied); the means differ.
+            With `shared_noise` this leaves one factorisation per layer, task and sample.
         of: kind of the components of "mixture", and of the Gaussian behind "heavy_tailed".
         components: number K of components of "mixture".
         dof: degrees of freedom of "heavy_tailed", above 2.
@@ -237,9 +239,10 @@ class Prior:
     of: str = "shared"
     components: int = 3
     dof: float = 4.0
+    tied: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("scaled", "learn_mean", "learn_scale"):
+        for name in ("scaled", "learn_mean", "learn_scale", "tied"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"Expected {name} as True or False. Got {getattr(self, name)!r}.")
         for name in ("spread", "input_scale", "fraction", "dof"):
@@ -252,6 +255,8 @@ class Prior:
         ):
             if not fits:
                 raise ValueError(f"Expected {name} {range_}. Got {getattr(self, name)}.")
+        if self.tied and self.structure not in ("diagonal", "low_rank"):
+            raise ValueError(f"Expected tied=True with 'diagonal' or 'low_rank'. Got {self.structure!r}. A tied 'per_unit' is 'shared'.")
         check_count(self.rank, "rank")
         if check_count(self.components, "components") < 2:
             raise ValueError(f"Expected at least 2 components. Got {self.components}. One component is the prior {self.of!r} itself.")
@@ -260,10 +265,15 @@ class Prior:
                 word = "a prior" if name == "kind" else "of="
                 raise ValueError(f"Expected {word} among {', '.join(sorted(known))}. Got {getattr(self, name)!r}.")
 
+    @property
+    def structure(self) -> str:
+        """Return the structure of each layer, within a compound where there is one."""
+        return self.of if self.kind in ("mixture", "heavy_tailed") else self.kind
+
 
 def _own_options(spec: Prior) -> dict[str, Any]:
-    inner = spec.of if PRIORS[spec.kind] in (Mixture, HeavyTailed) else spec.kind
-    return {"rank": spec.rank} if inner == "low_rank" else {}
+    options: dict[str, Any] = {"rank": spec.rank} if spec.structure == "low_rank" else {}
+    return {**options, "tied": True} if spec.tied else options
 
 
 def layer_priors(widths: Sequence[int], spec: Prior, generator: torch.Generator) -> list[LayerPrior]:
@@ -373,6 +383,9 @@ class NetworkPrior:
             draws.append(each[chosen.to(like.device), torch.arange(n, device=like.device)])
             eps.append(z)
         return tuple(draws)
+
+    summary: ClassVar[Callable[[NetworkPrior], Any]]
+    """Return a table of what the prior says; set by `bnnp.reading`, since the core knows no reports."""
 
     def divergence(self) -> Tensor:
         """Return KL(p || N(0, I / p)) of all weights (of a mixture, an upper bound), a scalar."""

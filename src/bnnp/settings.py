@@ -35,6 +35,7 @@ class Settings:
     context_batch_size: int | None = None
     target_batch_size: int | None = None
     gradient: str = "exact"
+    shrinkage: float = 0.0
     data: str = ""
 
     def __post_init__(self) -> None:
@@ -48,6 +49,9 @@ class Settings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
                 raise ValueError(f"Expected {name} to be positive and finite. Got {value!r}.")
+        tau = self.shrinkage
+        if isinstance(tau, bool) or not isinstance(tau, int | float) or not (math.isfinite(tau) and tau >= 0):
+            raise ValueError(f"Expected shrinkage in nats, 0 or more, and finite. Got {tau!r}.")
         for name in ("prior_mean_from_step", "prior_scale_from_step"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -127,14 +127,17 @@ class LayerPrior(nn.Module, ABC):
 class Diagonal(LayerPrior):
     """Hold independent weights: L = diag(s), learned as mean and log s (the paper's weightwise prior).
 
+    With `tied`, the units of a layer share s: then conditioning costs what it costs with the `shared` prior, or less.
+
     Example:
         >>> Diagonal(3, 2).covariance()[0].diagonal().detach()
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0) -> None:
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0, tied: bool = False) -> None:
         super().__init__(d_in, d_out, scaled, scale)
-        self.log_scale = nn.Parameter(torch.zeros(d_out, self.p))
+        self.by_column = tied
+        self.log_scale = nn.Parameter(torch.zeros(1 if tied else d_out, self.p))
 
     def given(self, before: Sequence[Tensor] = (), component: int = 0) -> Given:
         """Return mean and diag(s)."""
@@ -149,8 +152,9 @@ class Diagonal(LayerPrior):
         return [self.log_scale]
 
     def log_volume(self) -> Tensor:
-        """Return the sum of log s."""
-        return self._masked(self.log_scale).sum() + self.log_scale.numel() * math.log(self.unit)
+        """Return the sum of log s of all units."""
+        times = self.d_out // self.log_scale.shape[0]
+        return times * (self._masked(self.log_scale).sum() + self.log_scale.numel() * math.log(self.unit))
 
 
 class _Triangular(LayerPrior):
@@ -214,17 +218,18 @@ class LowRank(LayerPrior):
     """Hold covariances diag(s^2) + V V^T of each unit, L = [diag(s), V] with V (p, r): a few directions and independent rest.
 
     At the start V has rows of a tenth of the standard deviation in random directions, since without any its gradient vanishes; the
-    variances are exact, correlations up to 0.01.
+    variances are exact, correlations up to 0.01. With `tied`, the units of a layer share s and V.
 
     Example:
         >>> LowRank(3, 2, rank=2).rank
         6
     """
 
-    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0, rank: int = 4) -> None:
+    def __init__(self, d_in: int, d_out: int, scaled: bool = True, scale: float = 1.0, rank: int = 4, tied: bool = False) -> None:
         super().__init__(d_in, d_out, scaled, scale)
-        self.log_scale = nn.Parameter(torch.zeros(d_out, self.p))
-        self.directions = nn.Parameter(torch.zeros(d_out, self.p, rank))
+        self.by_column, blocks = tied, 1 if tied else d_out
+        self.log_scale = nn.Parameter(torch.zeros(blocks, self.p))
+        self.directions = nn.Parameter(torch.zeros(blocks, self.p, rank))
 
     @property
     def rank(self) -> int:
@@ -241,7 +246,8 @@ class LowRank(LayerPrior):
 
     def given(self, before: Sequence[Tensor] = (), component: int = 0) -> Given:
         """Return mean and [diag(s), V]."""
-        V = self.directions if self.learned is None else self.directions * self.learned.unsqueeze(-1)
+        V: Tensor = self.directions
+        V = V if self.learned is None else V * self.learned[: V.shape[0]].unsqueeze(-1)
         s = self.unit * self._masked(self.log_scale).exp()
         return Given(self.unit * self._masked(self.relative_mean), LowRankFactor(s, self.unit * V))
 
@@ -258,7 +264,7 @@ class LowRank(LayerPrior):
         s, V = self.given().factor.tensors
         scaled = V / s.unsqueeze(-1)
         inner = scaled.mT @ scaled + torch.eye(V.shape[-1], dtype=V.dtype, device=V.device)
-        return s.log().sum() + 0.5 * log_det(cholesky(inner)).sum()
+        return self.d_out // s.shape[0] * (s.log().sum() + 0.5 * log_det(cholesky(inner)).sum())
 
 
 class PerLayer(LayerPrior):

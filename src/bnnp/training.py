@@ -90,6 +90,7 @@ def meta_train(
     prior_scale_from_step: int = 0,
     clip_norm: float | None = 100.0,
     per_point: bool = False,
+    shrinkage: float = 0.0,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 500,
@@ -104,7 +105,8 @@ def meta_train(
 ) -> TrainResult:
     """Learn prior, inference networks and noise from many tasks.
 
-    Maximises the mean over tasks of the objective (a sum over the points of a task) with Adam and a learning rate that falls linearly.
+    Maximises the mean over tasks of the objective (a sum over the points of a task) with Adam and a learning rate that falls linearly;
+    with `shrinkage` tau, mean over tasks - tau / T KL(p_Psi || N(0, I/p)) of T training tasks.
 
     Arguments:
         model: trained in place; its scaling is fitted on `tasks` if it was not fitted before.
@@ -123,7 +125,11 @@ def meta_train(
         prior_mean_from_step: step from which the prior's means are learned.
         prior_scale_from_step: step from which the prior's scales are learned.
         clip_norm: largest norm of the gradient; longer ones are shortened to it.
-        per_point: divide each task's value by its number of points.
+        per_point: divide each task's value by its number of points (and the penalty of `shrinkage` by the mean of these numbers).
+        shrinkage: tau, how many nats of the evidence of all training tasks together one nat of the prior's divergence from the default
+            N(0, I/p) costs; 0 lets the prior go wherever the tasks lead. Worth a trial where tasks are few; `bnnp.choose_prior` finds
+            one. The default is N(0, I/p) whatever `scaled`, `spread` and `input_scale` make of the start. Validation scores know nothing
+            of it.
         seed: of batches, splits and draws.
         folder: where log.jsonl and checkpoints (best model, last model, training state) go; nothing is written without it.
         checkpoint_every: steps between checkpoints; one is also written at the end and on Ctrl-C.
@@ -149,7 +155,7 @@ def meta_train(
     settings = Settings(
         objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, context_range(context),
         prior_mean_from_step, prior_scale_from_step, clip_norm, per_point, operator.index(seed), every, log_every,
-        context_batch_size, target_batch_size, gradient,
+        context_batch_size, target_batch_size, gradient, shrinkage,
     )  # fmt: skip
     if keep not in ("best", "last"):
         raise ValueError(f"Expected keep as 'best' or 'last'. Got {keep!r}.")
@@ -157,7 +163,7 @@ def meta_train(
         raise ValueError("Expected folder= to resume from. Got none.")
     train, held_out = _collections(model, tasks, validation, seed)
     _check_contexts(train + held_out, settings)
-    _check_model(model, objective)
+    _check_model(model, settings)
     settings = dataclasses.replace(settings, data=_digest([*train, *held_out]))
     path = None if folder is None else Path(folder)
     if path is not None:
@@ -173,14 +179,19 @@ def meta_train(
     return run.loop(keep)
 
 
-def _check_model(model: BNNP, objective: str) -> None:
-    if objective == "iw_avi" and model.likelihood.conjugate and model.last_layer == "amortised":
+def _check_model(model: BNNP, settings: Settings) -> None:
+    if settings.objective == "iw_avi" and model.likelihood.conjugate and model.last_layer == "amortised":
         raise ValueError(
             "Expected last_layer='exact' with iw_avi, which integrates the last layer out and never asks its inference network. "
             "Got 'amortised'. Build the model with last_layer='exact'."
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("Expected a model with something to learn. Got one whose parameters are all frozen (requires_grad=False).")
+    if settings.shrinkage > 0 and not any(p.requires_grad for p in (*model.prior.means(), *model.prior.scales())):
+        raise ValueError(
+            f"Expected a prior that is learned, to be shrunk. Got shrinkage={settings.shrinkage:g} and a prior that is held fixed. "
+            "Leave shrinkage out, or let the prior learn (Prior(learn_mean=..., learn_scale=...), model.prior.learn())."
+        )
 
 
 def _digest(tasks: Sequence[Task]) -> str:
@@ -269,6 +280,9 @@ class _Run:
         self.optimiser = torch.optim.Adam(self.learned, lr=settings.learning_rate)
         self.data = seeded(settings.seed, "splits")
         self.noise = _on(_generator_device(model.device), settings.seed, "noise")
+        # With values per point, the penalty counts against points: the same tau means the same.
+        units = sum(len(task) for task in train) if settings.per_point else len(train)
+        self.penalty = settings.shrinkage / units
         self.order: tuple[int, Tensor] | None = None
         self.mark: tuple[Tensor, Tensor] | None = None
         self.validation = self._validation(held_out)
@@ -311,7 +325,7 @@ class _Run:
         return value.mean()
 
     def _step(self) -> tuple[float, float]:
-        """Take one step; return the objective and the gradient's norm, not finite where the step was left out."""
+        """Take one step; return the objective, without the penalty, and the gradient's norm, not finite where the step was left out."""
         step, settings = self.state.step, self.settings
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(step)
@@ -322,7 +336,10 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         try:
             value = self._objective(self._batch(step))
-            (-value).backward()
+            loss = -value
+            if self.penalty > 0:
+                loss = loss + (self.penalty * prior.divergence()).to(value)
+            loss.backward()
         except NotPositiveDefiniteError:
             self.mark = None
             return math.nan, math.nan
@@ -415,6 +432,14 @@ class _Run:
             if score is not None:
                 self.best = {key: value.clone() for key, value in self.model.state_dict().items()}
 
+    @torch.no_grad()
+    def _divergence(self) -> float | None:
+        """Return how far the prior is from the default, in nats; None where it has no finite value."""
+        try:
+            return _plain(float(self.model.prior.divergence()))
+        except NotPositiveDefiniteError:
+            return None
+
     def _record(self, value: float, norm: float, score: float | None) -> None:
         state = self.state
         noise = self.model.noise_std
@@ -425,6 +450,7 @@ class _Run:
             "gradient_norm": _plain(norm),
             "learning_rate": self.settings.rate(state.step - 1),
             "noise_std": None if noise is None else [_plain(float(s)) for s in noise],
+            "divergence": self._divergence(),
             "skipped": state.skipped,
         }
         state.history.append(record)

@@ -7,6 +7,17 @@ larger than memory ends in batches of points, which is what `model.condition` ac
 from __future__ import annotations
 
 from bnnp.data.batches import grid_batches
+from bnnp.data.pacoh import CauchyBumps, SinusoidLine
 from bnnp.data.synthetic import Heaviside, KnownBNN, Process, Sawtooth, SquaredExponentialGP, SyntheticTask
 
-__all__ = ["Heaviside", "KnownBNN", "Process", "Sawtooth", "SquaredExponentialGP", "SyntheticTask", "grid_batches"]
+__all__ = [
+    "CauchyBumps",
+    "Heaviside",
+    "KnownBNN",
+    "Process",
+    "Sawtooth",
+    "SinusoidLine",
+    "SquaredExponentialGP",
+    "SyntheticTask",
+    "grid_batches",
+]

@@ -109,6 +109,10 @@ class Process(ABC):
         """Say whether `log_prob`, `condition` and the exact posterior exist."""
         return isinstance(self, GaussianProcess)
 
+    def _place(self, unit: Tensor) -> Tensor:
+        """Return inputs for numbers that are uniform on (0, 1): the quantiles of the inputs' distribution."""
+        return self.x_range[0] + (self.x_range[1] - self.x_range[0]) * unit
+
     @abstractmethod
     def _draw(self, x: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Draw one function for each row of x, float64 with shape (count, N, d_x) or (1, N, d_x).
@@ -146,7 +150,7 @@ class Process(ABC):
             shape = (len(chunk), max(chunk), self.x_dim)
             unit = torch.rand(shape, generator=generator, dtype=_FLOAT)
             # Cast first, so that y belongs to exactly the x that is handed out, also beside a jump.
-            x = (self.x_range[0] + (self.x_range[1] - self.x_range[0]) * unit).to(self.dtype)
+            x = self._place(unit).to(self.dtype)
             f, latents = self._draw(x.to(_FLOAT), len(chunk), generator)
             y = f + self.noise_std * torch.randn(f.shape, generator=generator, dtype=_FLOAT)
             for i, n in enumerate(chunk):
@@ -321,7 +325,7 @@ class GaussianPredictive:
     def sample(self, n: int, noisy: bool = True, seed: int = 0) -> Tensor:
         """Draw n coherent functions, with shape (n, *T, M, 1)."""
         generator = torch.Generator().manual_seed(seed)
-        f = self.mean + _centred_draw(self.cov.unsqueeze(0), n, generator, jitter=1e-6 * self.noise_std**2)
+        f = self.mean + centred_draw(self.cov.unsqueeze(0), n, generator, jitter=1e-6 * self.noise_std**2)
         return f + self.noise_std * torch.randn(f.shape, generator=generator, dtype=_FLOAT) if noisy else f
 
 
@@ -384,10 +388,10 @@ class SquaredExponentialGP(GaussianProcess):
 
     def kernel(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Return the squared-exponential covariance with shape (*T, N1, N2)."""
-        return self.variance * _squared_exponential(x1, x2, self.lengthscale)
+        return self.variance * squared_exponential(x1, x2, self.lengthscale)
 
     def _draw(self, x: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
-        unit = _centred_draw(_squared_exponential(x, x, self.lengthscale), count, generator, _JITTER)
+        unit = centred_draw(squared_exponential(x, x, self.lengthscale), count, generator, _JITTER)
         return math.sqrt(self.variance) * unit, ()
 
 
@@ -403,7 +407,7 @@ class Heaviside(Process):
     lengthscale: float = 1.0
 
     def _draw(self, x: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, tuple[Tensor, ...]]:
-        g = _centred_draw(_squared_exponential(x, x, self.lengthscale), count, generator, _JITTER)
+        g = centred_draw(squared_exponential(x, x, self.lengthscale), count, generator, _JITTER)
         return torch.where(g >= 0, torch.ones_like(g), -torch.ones_like(g)), ()
 
 
@@ -489,12 +493,13 @@ class KnownBNN(Process):
         return float(estimate), float(relative.std() / math.sqrt(num_samples))
 
 
-def _squared_exponential(x1: Tensor, x2: Tensor, lengthscale: float) -> Tensor:
+def squared_exponential(x1: Tensor, x2: Tensor, lengthscale: float) -> Tensor:
+    """Return exp(-|x - x'|^2 / (2 lengthscale^2)) with shape (*T, N1, N2)."""
     square = ((x1.unsqueeze(-2) - x2.unsqueeze(-3)) ** 2).sum(-1)
     return torch.exp(-0.5 * square / lengthscale**2)
 
 
-def _centred_draw(K: Tensor, count: int, generator: torch.Generator, jitter: float) -> Tensor:
+def centred_draw(K: Tensor, count: int, generator: torch.Generator, jitter: float) -> Tensor:
     """Draw `count` vectors from N(0, K + jitter I): (count, *T, N, 1) for K with shape (count or 1, *T, N, N).
 
     Smooth kernels are singular in floating point, so a jitter is part of the definition; it is far below any noise.
