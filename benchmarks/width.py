@@ -51,7 +51,7 @@ OWN, SHARED = "own noise", "one noise a point"
 TWIN = "naive twin"
 # (width, seconds): what a step of the priors that are made for wide layers is to stay under.
 GOALS = ((512, 1.0), (4096, 20.0))
-MADE_FOR_WIDTH = ("shared", "diagonal", "low_rank")
+MADE_FOR_WIDTH = ("shared", "diagonal, tied", "low_rank, tied")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Ladder:
     """Name one row of the table.
 
     Arguments:
-        prior: its name, or `TWIN`.
+        prior: a key of `variants()`, or `TWIN`.
         noise: `OWN`, one pseudo-noise for each point and unit, or `SHARED`.
         dtype: of the factorisations.
     """
@@ -108,6 +108,14 @@ def data() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     return tasks
 
 
+def variants() -> dict[str, dict[str, Any]]:
+    """Return the priors that are measured: all kinds of the package, and those whose units can share their factor once more like that."""
+    from bnnp.priors import PRIORS  # not at the top, see our_step
+
+    tied = {f"{kind}, tied": {"kind": kind, "tied": True} for kind in ("diagonal", "low_rank")}
+    return {**{kind: {"kind": kind} for kind in PRIORS}, **tied}
+
+
 def _optimised(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], int]:
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
 
@@ -128,7 +136,8 @@ def our_step(ladder: Ladder, width: int) -> tuple[Callable[[], Tensor], int]:
     from bnnp.tasks import TaskBatch, collate
 
     hidden, shared = (width, width), ladder.noise == SHARED
-    model = bnnp.BNNP(1, 1, hidden, ladder.prior, shared_noise=shared, net_hidden=NET_HIDDEN, factor_dtype=ladder.dtype)
+    prior = bnnp.Prior(**variants()[ladder.prior])
+    model = bnnp.BNNP(1, 1, hidden, prior, shared_noise=shared, net_hidden=NET_HIDDEN, factor_dtype=ladder.dtype)
     parts = [[(task[i].to(model.dtype), task[i + 1].to(model.dtype)) for task in data()] for i in (0, 2)]
     batch = TaskBatch(*(collate(part, dtype=model.dtype) for part in parts))
     generator = torch.Generator().manual_seed(0)
@@ -328,16 +337,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _names() -> tuple[str, ...]:
-    from bnnp.priors import PRIORS  # not at the top, see our_step
-
-    return tuple(PRIORS)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, and append the numbers to a file if asked."""
     args = _arguments(argv)
-    known_names = _names()
+    known_names = tuple(variants())
     priors = args.priors or list(known_names)
     if wrong := [prior for prior in priors if prior not in known_names]:
         sys.exit(f"Expected priors among {', '.join(known_names)}. Got {', '.join(wrong)}.")

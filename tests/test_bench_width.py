@@ -13,7 +13,6 @@ from benchmarks import width as bench
 from benchmarks.width import OWN, SHARED, TWIN, Ladder, Limits, Result
 
 import bnnp
-from bnnp.priors import PRIORS
 
 LIMITS = Limits(2.0**33, 90.0)
 SHARED_ROW = Ladder("shared", SHARED, "float64")
@@ -31,7 +30,7 @@ def _fake(calls: list[tuple[Ladder, int]], last: int) -> Callable[[Ladder, int, 
     return measure
 
 
-@pytest.mark.parametrize("prior", list(PRIORS))
+@pytest.mark.parametrize("prior", list(bench.variants()))
 @pytest.mark.parametrize("noise", [OWN, SHARED])
 def test_a_step_moves_the_parameters_of_every_prior(prior: str, noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[bnnp.BNNP] = []

@@ -110,6 +110,20 @@ def overview(table: Mapping[str, Any], net: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def rate_scores(records: Mapping[tuple[str, str, int, float], Record]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return problem -> prior -> learning rate -> the best validation score, the mean over seeds; None where training failed.
+
+    Arguments:
+        records: of (problem, prior, seed, learning rate).
+    """
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for problem, prior, _, rate in sorted(records, key=lambda key: key[3]):
+        scores = [r.get("validation") for (p, q, _, t), r in records.items() if (p, q, t) == (problem, prior, rate)]
+        row = found.setdefault(problem, {}).setdefault(prior, {})
+        row[str(rate)] = None if any(score is None for score in scores) else float(np.mean(np.array(scores, dtype=np.float64)))
+    return found
+
+
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -175,3 +189,13 @@ def tables(table: Mapping[str, Any]) -> str:
                 same = f"Two sets of true functions are at an energy distance of {of['same']:.3f}."
                 parts.append(f"### {problem}, width {net}\n\n{problem_table(of, net)}\n\n{same}")
     return "\n\n".join(parts) + "\n"
+
+
+def rate_table(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+    """Return what `rate_scores` found as Markdown, nothing where there is nothing."""
+    parts = []
+    for problem, rows in found.items():
+        rates = sorted({rate for row in rows.values() for rate in row}, key=float)
+        cells = [[f"`{prior}`", *(_number(row.get(rate), "{:.3f}") for rate in rates)] for prior, row in rows.items()]
+        parts.append(f"\n## {problem}: validation score at other learning rates\n\n{_markdown(['prior', *rates], cells)}\n")
+    return "".join(parts)
