@@ -24,7 +24,7 @@ def scores(table: Mapping[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     nets = list(dict.fromkeys(net for of in table.values() for net in of["nets"]))
-    panels = [(problem, net) for net in nets for problem, of in table.items() if net in of["nets"]]
+    panels = [(problem, net) for net in nets for problem, of in table.items() if "joint" in of["nets"].get(net, {}).get(BASE, {})]
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     fig = Figure(figsize=(4.6 * columns, 4.2 * rows + 0.8), layout="constrained", facecolor="white")

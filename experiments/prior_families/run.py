@@ -24,11 +24,10 @@ from bnnp.checkpoint import write_atomically
 from bnnp.evaluation import energy_distance, evaluate
 from bnnp.linalg import NotPositiveDefiniteError
 from bnnp.plots import save_figure
-from bnnp.priors import PRIORS
 from bnnp.training import TrainingError
 from experiments.prior_families import pictures
 from experiments.prior_families.problems import Problem, load
-from experiments.prior_families.summary import FIXED, Record, rate_scores, rate_table, summarise, tables
+from experiments.prior_families.summary import Record, summarise, tables
 
 Config = dict[str, Any]
 WARM_STEPS, TIMED_STEPS, FEW_TASKS = 3, 30, 40
@@ -42,13 +41,11 @@ class Cell:
     net: str
     prior: str
     seed: int
-    rate: float | None = None  # another learning rate than that of the study
 
     @property
     def name(self) -> str:
         """Return the name of its files."""
-        rate = "" if self.rate is None else f", rate {self.rate}"
-        return f"{self.problem}, {self.net}, {self.prior}, {self.seed}{rate}".replace(" ", "_")
+        return f"{self.problem}, {self.net}, {self.prior}, {self.seed}".replace(" ", "_")
 
 
 def read_config(file: Path | None = None) -> Config:
@@ -58,35 +55,19 @@ def read_config(file: Path | None = None) -> Config:
 
 
 def cells(config: Config, problems: Sequence[str] | None = None, priors: Sequence[str] | None = None) -> Iterator[Cell]:
-    """Yield what is to be run, one seed after the other, other learning rates last; priors that the package has not are left out."""
-    everything = [
-        Cell(problem, name, prior, seed)
-        for seed in config["seeds"]
-        for name, net in config["nets"].items()
-        for problem in net["problems"]
-        for prior in net["priors"]
-    ]
-    more = config["rates"]
-    everything += [
-        Cell(problem, more["net"], prior, seed, rate)
-        for seed in more["seeds"]
-        for problem in more["problems"]
-        for rate in more["learning_rates"]
-        for prior in config["nets"][more["net"]]["priors"]
-        if prior != FIXED
-    ]
-    for cell in everything:
-        known = config["priors"][cell.prior]["kind"] in PRIORS
-        if known and (problems is None or cell.problem in problems) and (priors is None or cell.prior in priors):
-            yield cell
+    """Yield what is to be run, one seed after the other."""
+    for seed in config["seeds"]:
+        for name, net in config["nets"].items():
+            for problem in net["problems"]:
+                for prior in net["priors"]:
+                    if (problems is None or problem in problems) and (priors is None or prior in priors):
+                        yield Cell(problem, name, prior, seed)
 
 
 def settings(config: Config, cell: Cell) -> dict[str, Any]:
     """Return all that the result of a cell depends on, but for the code."""
     shared = {key: config[key] for key in ("sizes", "training", "factor_dtype", "particles", "validations")}
     own = {"problem": config["problems"][cell.problem], "hidden": config["nets"][cell.net]["hidden"], "prior": config["priors"][cell.prior]}
-    if cell.rate is not None:
-        shared["training"] = {**shared["training"], "learning_rate": cell.rate}
     return {**shared, **own, "context": config["context"]["digits" if cell.problem == "digits" else "process"]}
 
 
@@ -230,19 +211,15 @@ def references(out: Path, config: Config, problems: Sequence[str]) -> dict[str, 
 
 def report(out: Path, config: Config, found: dict[Cell, Record], times: dict[str, float]) -> str:
     """Write results.json, tables.md and the picture, and return the tables."""
-    main = {cell: record for cell, record in found.items() if cell.rate is None}
     records = {
         (c.problem, c.net, c.prior, c.seed): {**record, "step_seconds": times[f"{c.problem}, {c.net}, {c.prior}"]}
-        for c, record in main.items()
+        for c, record in found.items()
     }
-    table = summarise(records, references(out, config, list(dict.fromkeys(cell.problem for cell in main))))
-    usual = config["training"]["learning_rate"]
-    same = [replace(cell, rate=None) for cell in found if cell.rate is not None]
-    rates = {(c.problem, c.prior, c.seed, c.rate or usual): r for c, r in found.items() if c.rate is not None or c in same}
+    table = summarise(records, references(out, config, list(dict.fromkeys(cell.problem for cell in found))))
     minutes = sum(record.get("seconds", 0.0) for record in found.values()) / 60
-    whole = {"training_minutes": minutes, "problems": table, "learning_rates": rate_scores(rates)}
+    whole = {"training_minutes": minutes, "problems": table}
     write_atomically(out / "results.json", (json.dumps(whole, indent=1) + "\n").encode())
-    words = tables(table) + rate_table(whole["learning_rates"]) + f"\nTraining took {minutes:.0f} minutes of processor time.\n"
+    words = tables(table) + f"\nTraining took {minutes:.0f} minutes of processor time.\n"
     write_atomically(out / "tables.md", words.encode())
     save_figure(pictures.scores(table), out / "scores.png")
     return words
@@ -261,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     config = read_config(args.config)
     found = collect(args.out, config, list(cells(config, args.problems, args.priors)), run=not args.partial)
-    times = step_times(args.out, config, [cell for cell in found if cell.rate is None], args.retime)
+    times = step_times(args.out, config, list(found), args.retime)
     print(report(args.out, config, found, times))
     print(f"Written to {args.out}")
 

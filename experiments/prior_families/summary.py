@@ -110,20 +110,6 @@ def overview(table: Mapping[str, Any], net: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rate_scores(records: Mapping[tuple[str, str, int, float], Record]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Return problem -> prior -> learning rate -> the best validation score, the mean over seeds; None where training failed.
-
-    Arguments:
-        records: of (problem, prior, seed, learning rate).
-    """
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for problem, prior, _, rate in sorted(records, key=lambda key: key[3]):
-        scores = [r.get("validation") for (p, q, _, t), r in records.items() if (p, q, t) == (problem, prior, rate)]
-        row = found.setdefault(problem, {}).setdefault(prior, {})
-        row[str(rate)] = None if any(score is None for score in scores) else float(np.mean(np.array(scores, dtype=np.float64)))
-    return found
-
-
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +130,9 @@ def problem_table(of: Mapping[str, Any], net: str) -> str:
     """Return the table of one problem and one net as Markdown."""
     rows_of = of["nets"][net]
     conditions = next(list(row["joint"]) for row in rows_of.values() if "joint" in row)
-    head = ["prior", *(f"{kind}, {c}" for kind in KINDS for c in conditions), "between seeds", "inside 80 %", "energy distance"]
+    several = any(row["runs"] > 1 for row in rows_of.values())
+    head = ["prior", *(f"{kind}, {c}" for kind in KINDS for c in conditions), *(["between seeds"] if several else [])]
+    head += ["inside 80 %", "energy distance"]
     head += ["validation", "at equal time", "learned numbers", "ms a step"]
     rows = []
     for prior, row in rows_of.items():
@@ -154,12 +142,14 @@ def problem_table(of: Mapping[str, Any], net: str) -> str:
         seeds = row["seeds"].values()
         name = f"`{prior}`" + (f" ({len(row['failed'])} of {row['runs']} failed)" if row["failed"] else "")
         cells = [name, *(_pair(row[kind][c]) for kind in KINDS for c in conditions)]
-        cells += [f"{max(max(s) - min(s) for s in seeds):.3f}" if all(len(s) > 1 for s in seeds) else ""]
+        cells += [f"{max(max(s) - min(s) for s in seeds):.3f}"] if several else []
         cells += [" / ".join(f"{100 * row['inside_80'][c][0]:.0f}" for c in conditions), _number(row["energy_distance"], "{:.3f}")]
         cells += [_number(row["validation"], "{:.3f}"), _number(row["validation_at_equal_time"], "{:.3f}")]
         rows.append([*cells, f"{row['numbers']:,.0f}", f"{row['step_ms']:.1f}"])
     for name, scores in of["references"].items():
-        rows.append([name, *(_pair(scores[kind][c]) for kind in KINDS for c in conditions), *[""] * (len(head) - 5)])
+        rows.append(
+            [name, *(_pair(scores[kind][c]) for kind in KINDS for c in conditions), *[""] * (len(head) - 1 - len(KINDS) * len(conditions))]
+        )
     return _markdown(head, rows)
 
 
@@ -189,13 +179,3 @@ def tables(table: Mapping[str, Any]) -> str:
                 same = f"Two sets of true functions are at an energy distance of {of['same']:.3f}."
                 parts.append(f"### {problem}, width {net}\n\n{problem_table(of, net)}\n\n{same}")
     return "\n\n".join(parts) + "\n"
-
-
-def rate_table(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
-    """Return what `rate_scores` found as Markdown, nothing where there is nothing."""
-    parts = []
-    for problem, rows in found.items():
-        rates = sorted({rate for row in rows.values() for rate in row}, key=float)
-        cells = [[f"`{prior}`", *(_number(row.get(rate), "{:.3f}") for rate in rates)] for prior, row in rows.items()]
-        parts.append(f"\n## {problem}: validation score at other learning rates\n\n{_markdown(['prior', *rates], cells)}\n")
-    return "".join(parts)
