@@ -6,7 +6,7 @@ PYTHON ?= $(or $(shell for p in python3.11 python3; do $$p -c "" 2>/dev/null && 
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: setup demo test test-slow bench bench-context format clean
+.PHONY: setup demo test test-slow bench bench-context bench-width format clean
 
 setup: .venv/.stamp
 
@@ -40,6 +40,9 @@ bench: setup
 
 bench-context: setup
 	OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.context $(ARGS)
+
+bench-width: setup
+	.venv/bin/python -m benchmarks.width $(ARGS)
 
 format: setup
 	.venv/bin/python -m ruff check --fix .

@@ -142,6 +142,7 @@ class Twin(nn.Module):
         hidden: hidden widths, of the network and of every inference network.
         style: "published" (as the public code) or "lean", see the module.
         noise_std: starting value of the learned observation noise, one per output.
+        net_hidden: hidden widths of the inference networks where these are others.
 
     Example:
         >>> twin = Twin(1, 1, (4,))
@@ -149,12 +150,20 @@ class Twin(nn.Module):
         torch.Size([2, 5, 1])
     """
 
-    def __init__(self, x_dim: int, y_dim: int, hidden: Sequence[int], style: Style = "published", noise_std: float = 0.1) -> None:
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        hidden: Sequence[int],
+        style: Style = "published",
+        noise_std: float = 0.1,
+        net_hidden: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        widths = [x_dim, *hidden, y_dim]
+        widths, nets = [x_dim, *hidden, y_dim], hidden if net_hidden is None else net_hidden
         final = len(widths) - 2
         self.layers = nn.ModuleList(
-            TwinLayer(x_dim + y_dim, widths[i], widths[i + 1], hidden, last=i == final, style=style) for i in range(final + 1)
+            TwinLayer(x_dim + y_dim, widths[i], widths[i + 1], nets, last=i == final, style=style) for i in range(final + 1)
         )
         self.log_noise = nn.Parameter(torch.full((y_dim,), math.log(noise_std), dtype=torch.float64))
 

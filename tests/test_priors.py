@@ -297,6 +297,7 @@ def test_a_heavy_tailed_prior_is_student_t() -> None:
 def test_a_prior_that_cannot_be_is_refused() -> None:
     for bad, words in (
         ({"kind": "dense"}, "a prior among"),
+        ({"kind": "dense", "tied": True}, "a prior among"),
         ({"fraction": 1.5}, r"fraction in \[0, 1\]"),
         ({"kind": "heavy_tailed", "dof": 2.0}, "dof to be finite and above 2"),
         ({"kind": "mixture", "components": 1}, "at least 2 components"),

@@ -209,7 +209,7 @@ class Posterior:
     def sample_weights(self, n: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Return n draws of the weights of each layer with shape (n, T, d_l, p_l), bias last.
 
-        Weights are those of the network between scaled inputs and outputs. Before any update draw i takes its hidden layers from
+        Weights are those of the network between scaled inputs and outputs. With equal weights draw i takes its hidden layers from
         particle i mod S: condition with `num_samples` of at least n for n different ones.
         """
         draws = self.draws(check_count(n, "n"), seeded(seed, "posterior"))
@@ -313,7 +313,7 @@ class Posterior:
 
     @property
     def weights(self) -> Tensor:
-        """Return the particles' weights with shape (S, T): equal before any update, summing to one."""
+        """Return the particles' weights with shape (S, T), summing to one: before any update equal, but with a prior of components."""
         weights = normalise(self.gained).to(self.model.dtype).to(self.model.device)
         return weights.squeeze(-1) if self.single else weights
 

@@ -212,7 +212,8 @@ class Prior:
         input_scale: the first layer's standard deviations start this many times larger, for functions that vary within a
             fraction of the range of the inputs.
         fraction: learn only this fraction of the weights, counted from the input side: whole layers, and a random choice of the weights of
-            the layer at the boundary (of its inputs, where units share their factor). The others stay at their start.
+            the layer at the boundary (of its inputs, where units share their factor). The others have mean 0 and the initial
+            variance, whatever `spread` and the components of a mixture, and no correlations.
         rank: number r of directions of "low_rank".
         tied: the units of a layer share their factor, for "diagonal" and "low_rank" ("shared" is "per_unit" so tied); the means differ.
             With `shared_noise` this leaves one factorisation per layer, task and sample.
@@ -255,8 +256,6 @@ class Prior:
         ):
             if not fits:
                 raise ValueError(f"Expected {name} {range_}. Got {getattr(self, name)}.")
-        if self.tied and self.structure not in ("diagonal", "low_rank"):
-            raise ValueError(f"Expected tied=True with 'diagonal' or 'low_rank'. Got {self.structure!r}. A tied 'per_unit' is 'shared'.")
         check_count(self.rank, "rank")
         if check_count(self.components, "components") < 2:
             raise ValueError(f"Expected at least 2 components. Got {self.components}. One component is the prior {self.of!r} itself.")
@@ -264,6 +263,8 @@ class Prior:
             if getattr(self, name) not in known:
                 word = "a prior" if name == "kind" else "of="
                 raise ValueError(f"Expected {word} among {', '.join(sorted(known))}. Got {getattr(self, name)!r}.")
+        if self.tied and self.structure not in ("diagonal", "low_rank"):
+            raise ValueError(f"Expected tied=True with 'diagonal' or 'low_rank'. Got {self.structure!r}. A tied 'per_unit' is 'shared'.")
 
     @property
     def structure(self) -> str:

@@ -59,7 +59,7 @@ class LayerPrior(nn.Module, ABC):
         return self.learned is None or bool(self.learned.any())
 
     def keep(self, learned: Tensor) -> None:
-        """Learn the chosen weights (d_out, p) only; the others stay at their start, and so do correlations with them."""
+        """Learn the chosen weights (d_out, p) only; the others have mean 0, the initial variance and no correlations."""
         self.register_buffer("learned", learned)
 
     def start(self, share: float, generator: torch.Generator) -> None:
@@ -217,8 +217,9 @@ class Shared(_Triangular):
 class LowRank(LayerPrior):
     """Hold covariances diag(s^2) + V V^T of each unit, L = [diag(s), V] with V (p, r): a few directions and independent rest.
 
-    At the start V has rows of a tenth of the standard deviation in random directions, since without any its gradient vanishes; the
-    variances are exact, correlations up to 0.01. With `tied`, the units of a layer share s and V.
+    V = diag(s) R is learned through R, so that a step changes directions in proportion to the weights' deviations. At the start rows of R
+    have length 0.1 in random directions, since without any its gradient vanishes; the variances are exact, correlations up to 0.01.
+    With `tied`, the units of a layer share s and V.
 
     Example:
         >>> LowRank(3, 2, rank=2).rank
@@ -240,19 +241,18 @@ class LowRank(LayerPrior):
         """Draw the directions, and the means as for every prior."""
         drawn = torch.randn(self.directions.shape, generator=generator, dtype=torch.float64)
         self.directions.data.copy_(0.1 * nn.functional.normalize(drawn, dim=-1))
-        self.log_scale.data.fill_(0.5 * math.log(1 - 0.1**2))
+        self.log_scale.data.fill_(-0.5 * math.log(1 + 0.1**2))
         super().start(share, generator)
-        self.directions.data.mul_(math.sqrt(1.0 - share))
 
     def given(self, before: Sequence[Tensor] = (), component: int = 0) -> Given:
         """Return mean and [diag(s), V]."""
-        V: Tensor = self.directions
-        V = V if self.learned is None else V * self.learned[: V.shape[0]].unsqueeze(-1)
+        R: Tensor = self.directions
+        R = R if self.learned is None else R * self.learned[: R.shape[0]].unsqueeze(-1)
         s = self.unit * self._masked(self.log_scale).exp()
-        return Given(self.unit * self._masked(self.relative_mean), LowRankFactor(s, self.unit * V))
+        return Given(self.unit * self._masked(self.relative_mean), LowRankFactor(s, s.unsqueeze(-1) * R))
 
     def scale_parameters(self) -> list[nn.Parameter]:
-        """Return log s and V."""
+        """Return log s and R."""
         return [self.log_scale, self.directions]
 
     def log_scales(self) -> list[nn.Parameter]:

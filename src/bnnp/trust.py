@@ -137,8 +137,7 @@ def _distance_y(posterior: Posterior, seed: int) -> tuple[Tensor, Tensor]:
     """
     model: Any = posterior.model
     points, half = posterior.sample.points, PRIOR_DRAWS // 2
-    empty = Context.empty(1, model.x_dim, model.y_dim, like=points.x)
-    draws = model.forward(empty, PRIOR_DRAWS, seed, single=True).draws(PRIOR_DRAWS, seeded(seed, "prior functions"))
+    draws = tuple(W.unsqueeze(1) for W in model.prior.sample(PRIOR_DRAWS, seeded(seed, "prior functions")))
     generator, found = seeded(seed, "prior data"), []
     for t in range(posterior.num_tasks):
         keep = points.mask[t]
