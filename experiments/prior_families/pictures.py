@@ -57,13 +57,13 @@ def _panel(ax: Axes, rows: Mapping[str, Any], title: str) -> None:
             ax.plot(single, [at + shift] * len(single), "|", color=colour, markersize=9, alpha=0.8)
     ax.axvline(0.0, color=INK, linewidth=1.0)
     ax.set_yticks(range(len(shown)), [f"{prior} ({row['step_ms']:.0f} ms)" for prior, row in shown.items()], fontsize=10, color=INK)
-    ax.set_ylim(len(shown) - 0.4, -0.6)
+    ax.set_ylim(len(shown) - 0.4, -1.4)  # room for the legend
     ax.set_title(f"{title} ({BASE}: {base['step_ms']:.0f} ms)", fontsize=12, color=INK)
-    ax.set_xlabel(_below(rows, base, conditions), fontsize=10, color=INK)
+    ax.set_xlabel(_below(rows, base, conditions), fontsize=9, color=INK)
     ax.grid(True, axis="x", color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)
     if shown:
-        ax.legend(fontsize=9, labelcolor=INK, loc="best", framealpha=0.9)
+        ax.legend(fontsize=9, labelcolor=INK, loc="upper right", ncols=2, framealpha=0.9)
 
 
 def _below(rows: Mapping[str, Any], base: Mapping[str, Any], conditions: list[str]) -> str:
@@ -74,4 +74,4 @@ def _below(rows: Mapping[str, Any], base: Mapping[str, Any], conditions: list[st
     failed = [prior for prior, row in rows.items() if "joint" not in row]
     words += [f"failed: {', '.join(failed)}"] if failed else []
     words += [f"{BASE} itself: " + ", ".join(f"{base['joint'][c][0]:.2f}" for c in conditions)]
-    return "; ".join(words)
+    return "\n".join(words)
