@@ -63,9 +63,9 @@ def scores(report: dict[str, Any], title: str = "What can be learned from few ta
             poor = [mean_se(group["scores"]["mean of tasks"]["test"][score])[0] for group in sized.values()]
             edge = best - 1.35 * sign * max(sign * (best - p) for p in poor)
             ax.axhline(best, color=INK, linestyle=":", linewidth=1.8, label="exact posterior of the true process")
-            for method, (name, colour, style) in NAMES.items():
+            for k, (method, (name, colour, style)) in enumerate(NAMES.items()):
                 points = [(n, *mean_se(group["scores"][method]["test"][score])) for n, group in sized.items()]
-                _curve(ax, points, edge, sign, name, colour, style)
+                _curve(ax, points, edge, sign, name, colour, style, 3 + 10 * (k > 1))
             ends = sorted((edge - sign * 0.04 * abs(best - edge), best + sign * 0.06 * abs(best - edge)))
             ax.set_ylim(*ends)
             ax.set_xscale("log")
@@ -78,21 +78,24 @@ def scores(report: dict[str, Any], title: str = "What can be learned from few ta
     return fig
 
 
-def _curve(ax: Axes, points: list[tuple[int, float, float]], edge: float, sign: int, name: str, colour: str, style: str) -> None:
-    """Draw a method; values beyond the edge at the edge, each with its value."""
+def _curve(ax: Axes, points: list[tuple[int, float, float]], edge: float, sign: int, name: str, colour: str, style: str, rise: int) -> None:
+    """Draw a method; values beyond the edge at the edge, each with its value, so many points above it."""
     x, y, e = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     beyond = sign * y < sign * edge
     ax.plot(x, np.where(beyond, edge, y), style, color=colour, linewidth=1.8, markersize=6, label=name, clip_on=False)
     ax.errorbar(x[~beyond], y[~beyond], e[~beyond], fmt="none", ecolor=colour, capsize=3)
     for place, value in zip(x[beyond], y[beyond], strict=True):
-        ax.annotate(_short_number(value), (place, edge), xytext=(7, 3), textcoords="offset points", fontsize=TICK - 1, color=colour)
+        ax.annotate(_short_number(value), (place, edge), xytext=(7, rise), textcoords="offset points", fontsize=TICK - 1, color=colour)
 
 
 def _short_number(value: float) -> str:
     return (f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}").replace("-", "\N{MINUS SIGN}")
 
 
-def dials(report: dict[str, Any], title: str = "Two dials: how much is learned, and how strongly all of it is shrunk") -> Figure:
+def dials(
+    report: dict[str, Any],
+    title: str = "Two dials: how much is learned, and how strongly all of it is shrunk (what is worse than the frame is drawn on its edge)",
+) -> Figure:
     """Draw test and held-out scores along the fractions and along the shrinkages, for each number of tasks."""
     from matplotlib.figure import Figure
 
@@ -172,7 +175,10 @@ def lessons(models: dict[str, bnnp.BNNP], seed: int = 0) -> Figure:
     for name, model in models.items():
         top.append({"title": f"{name}: prior", "x": grid[:, 0], "samples": model.prior_samples(grid, 8, seed=1)[..., 0]})
         bottom.append(_posterior(f"{name}: 5 points seen", grid, x, y, model.condition(x, y, num_samples=128).predict(grid)))
-    return plots.functions_1d([*top, *bottom], columns=len(top))
+    fig = plots.functions_1d([*top, *bottom], columns=len(top))
+    for ax in fig.axes:
+        ax.set_ylim(-1, 11)  # the same everywhere: the priors differ in their spread
+    return fig
 
 
 def _posterior(title: str, grid: torch.Tensor, x: torch.Tensor, y: torch.Tensor, predictive: Any) -> plots.Panel:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 import bnnp
 from bnnp.checkpoint import write_atomically
 from bnnp.evaluation import Model, evaluate
+from bnnp.plots import save_figure
 from bnnp.progress import ProgressLine
 from experiments.few_tasks import pictures
 from experiments.few_tasks.baselines import fit
@@ -163,6 +165,31 @@ def collect(out: Path, config: dict[str, Any], data: Path, only: str = "", progr
     return found
 
 
+def rounded(value: Any) -> Any:
+    """Return nested numbers with five digits, for files that people look into; what is not finite becomes None."""
+    if isinstance(value, dict):
+        return {key: rounded(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [rounded(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+def lessons(out: Path, config: dict[str, Any]) -> dict[str, bnnp.BNNP]:
+    """Return models of a few candidates that learned from the same 20 sinusoids, trained into a folder where they are not there."""
+    models, collection = {}, process("sinusoid", 20, config["seeds"][0], config)
+    for candidate in (FIXED, "fraction 0.5", LEARNED, "shrinkage 0.03"):
+        folder = out / "lessons" / candidate
+        if not (folder / "model.json").is_file():
+            model, tau = build(candidate, collection.input_scale, 1, config["seeds"][0], config)
+            options = {"context": collection.context, "shrinkage": tau, "seed": config["seeds"][0], **config["training"]}
+            bnnp.meta_train(model, collection.tasks, keep="last", progress=False, **options)
+            model.save(folder)
+        models[candidate] = bnnp.load(folder)
+    return models
+
+
 def main() -> None:
     """Run the study from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,8 +203,9 @@ def main() -> None:
     if args.only:
         return
     report = summarise(found, config)
-    write_atomically(args.out / "results.json", json.dumps(report, indent=1).encode())
+    write_atomically(args.out / "results.json", json.dumps(rounded(report), indent=1).encode())
     pictures.draw(report, args.out)
+    save_figure(pictures.lessons(lessons(args.out, config)), args.out / "lessons.png")
     print(text(report))
     print(f"Written to {args.out}")
 

@@ -12,7 +12,8 @@ __all__ = ["METHODS", "RIVALS", "SCORES", "mean_se", "summarise", "text"]
 
 SCORES = ("joint", "marginal", "rmse")
 RIVALS = ("mean of tasks", "Gaussian process")
-METHODS = ("fixed", "learned", "fraction, chosen", "shrunk, chosen", "fraction, in hindsight", "shrunk, in hindsight")
+KINDS = ("fraction", "shrunk", "either")
+METHODS = ("fixed", "learned", *(f"{kind}, chosen" for kind in KINDS), *(f"{kind}, in hindsight" for kind in KINDS[:2]))
 """Fraction and shrinkage are chosen on held-out tasks, for each collection; in hindsight, one is best on the test over all seeds."""
 
 
@@ -25,8 +26,8 @@ def mean_se(values: list[float]) -> tuple[float, float]:
 def family(name: str) -> tuple[str, ...]:
     """Return the families that a candidate belongs to: no fraction and all of it, endless and no shrinkage are the ends of both."""
     if name in ("fixed", "learned"):
-        return ("fraction", "shrunk")
-    return ("fraction",) if name.startswith("fraction") else ("shrunk",)
+        return KINDS
+    return ("fraction" if name.startswith("fraction") else "shrunk", "either")
 
 
 def summarise(found: Mapping[Any, dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
@@ -69,13 +70,13 @@ def _group(found: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
                     scores[name][test][score].append(float(np.mean(last[0]["test"][test][score])))
     chosen = {
         kind: [max((n for n in names if kind in family(n)), key=lambda n, i=i: validation[n][i]) for i in range(len(seeds))]
-        for kind in ("fraction", "shrunk")
+        for kind in KINDS
     }
     best = {
         kind: max((n for n in names if kind in family(n)), key=lambda n: float(np.mean([scores[n][t]["joint"] for t in tests])))
-        for kind in ("fraction", "shrunk")
+        for kind in KINDS
     }
-    for kind in ("fraction", "shrunk"):
+    for kind in KINDS:
         scores[f"{kind}, chosen"] = {
             test: {score: [scores[name][test][score][i] for i, name in enumerate(chosen[kind])] for score in SCORES} for test in tests
         }
