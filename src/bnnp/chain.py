@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -104,9 +104,9 @@ class Chain:
         """Return a layer's prior given what was drawn before it."""
         layer = self.layers[index]
         given = layer.prior.given(drawn.eps, drawn.component)
-        # Observations of y itself see all outputs of a unit's mixing, and correlated noise couples them: then they share one eps.
-        coupled = layer.true_targets and layer.d_out > 1 and (given.mix is not None or noise_factor(self.likelihood) is not None)
-        return given.together() if coupled or (layer.true_targets and given.mix is not None) else given
+        # Observations of y itself see mixed units, and noise that is correlated couples them: then the units share one eps.
+        correlated = layer.d_out > 1 and noise_factor(self.likelihood) is not None
+        return given.together() if layer.true_targets and (correlated or given.mix is not None) else given
 
     def _tempered(self, index: int, sites: Sites, counts: Tensor) -> Sites:
         log_share = self.layers[index].log_temperature(counts)
@@ -150,7 +150,7 @@ class Chain:
         if layer.prior.joint or rank <= N:
             return False
         size = num_samples * context.num_tasks * layer.d_out * rank * torch.finfo(self.dtype).bits // 8
-        one_problem = layer.shared_noise and layer.prior.given().core.blocks == 1
+        one_problem = layer.shared_noise and layer.prior.by_column
         return size > WIDE_BYTES or (one_problem and rank >= max(WIDE_RANK, 2 * (N + beyond.shape[1])))
 
     def _carried(self, context: Context, beyond: Tensor, drawn: _Drawn, normal: Normal) -> tuple[Tensor, Tensor]:
@@ -238,7 +238,8 @@ class Chain:
     def _draw_of_sums(self, stream: Stream, index: int, drawn: _Drawn, given: Given, normal: Normal) -> LayerDraw:
         layer, core = self.layers[index], given.computed(self.dtype).core
         sums = self._streamed_sums(stream, index, drawn, given)[0]
-        scale = layer.draw_scale(lambda root: sums.whiten(core).scaled(root).condition(core).log_z, drawn.num_samples, normal)
+        white = cache(lambda: sums.whiten(core))  # once for all scales, and never where there is none
+        scale = layer.draw_scale(lambda root: white().scaled(root).condition(core).log_z, drawn.num_samples, normal)
         if scale is not None:
             given, sums = scale.of(given), drawn.expand(sums).scaled(scale.root)
         return LayerDraw.of(given, *draw_from_sums(core, sums, drawn.num_samples, normal), scale)
@@ -291,7 +292,8 @@ class Chain:
             particles = self._drawn_last(drawn, given, *self._gathered(stream, index, drawn, given), normal, canonical)
         else:
             core, sums = given.computed(self.dtype).core, drawn.expand(self._streamed_sums(stream, index, drawn, given)[0])
-            scale = output.draw_scale(lambda root: sums.whiten(core).scaled(root).condition(core).log_z, drawn.num_samples, normal)
+            white = cache(lambda: sums.whiten(core))
+            scale = output.draw_scale(lambda root: white().scaled(root).condition(core).log_z, drawn.num_samples, normal)
             if scale is not None:
                 given, sums = scale.of(given), sums.scaled(scale.root)
                 drawn.take_scale(scale)

@@ -30,7 +30,7 @@ class LayerPrior(nn.Module, ABC):
     """
 
     by_column = False
-    """Whether what is learned of the layer in part is whole columns of W, since its units share their factor."""
+    """Whether the units share their factor, so that what is learned of the layer in part is whole columns of W."""
     joint = False
     """Whether the units share one vector eps."""
     learned: Tensor | None
