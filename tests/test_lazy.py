@@ -48,6 +48,25 @@ def test_a_run_on_files_is_the_run_in_memory(monkeypatch: pytest.MonkeyPatch, va
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=name)
 
 
+def test_of_large_tasks_a_few_points_are_taken_at_each_visit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each visit sees other points, no more than asked for, split in the proportions asked for; small tasks are seen whole."""
+    sizes, seen = [], set()
+    cut = bnnp.training.split  # type: ignore[attr-defined]
+
+    def noted(batch: Any, num_context: torch.Tensor, generator: torch.Generator) -> Any:
+        halves = cut(batch, num_context, generator)
+        sizes.append((int(halves.context.counts.max()), batch.counts.tolist()))
+        seen.update(batch.x[batch.mask].flatten().tolist())
+        return halves
+
+    monkeypatch.setattr("bnnp.training.split", noted)
+    mixed = Collection.of([*tasks(3, points=50), *tasks(1, points=4)], ["t"], ["level"])
+    trained = model()
+    bnnp.meta_train(trained, mixed, steps=10, batch_size=4, max_points=8, context=(0.25, 0.5), progress=False)
+    assert all(most <= 4 and sorted(counts) == [4, 8, 8, 8] for most, counts in sizes)
+    assert len(seen) > 80 and int(trained.reference.most_context) == 4
+
+
 def test_a_large_collection_is_not_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lazily(monkeypatch)
     monkeypatch.setattr("bnnp.data.lazy.SAMPLE_BYTES", 5 * 9 * 16)

@@ -104,11 +104,12 @@ def check_contexts(train: Sequence[Task], held_out: Sequence[Task], settings: Se
     Raises:
         ValueError: one has not.
     """
-    low, sizes = settings.context[0], [*sizes_of(train), *sizes_of(held_out)]
+    low, most = settings.context[0], settings.max_points
+    sizes = [size if most is None else min(size, most) for size in (*sizes_of(train), *sizes_of(held_out))]
     if isinstance(low, int):
         smallest = min(range(len(sizes)), key=sizes.__getitem__)
         if low >= sizes[smallest]:
             raise ValueError(
                 f"Expected contexts smaller than every task. Got at least {low} context points, and a task (number {smallest}) of "
-                f"{sizes[smallest]}. Lower the context range, or leave out tasks that small."
+                f"{sizes[smallest]}. Lower the context range, leave out tasks that small, or raise max_points."
             )

@@ -99,6 +99,7 @@ def meta_train(
     context_batch_size: int | None = None,
     target_batch_size: int | None = None,
     gradient: str = "exact",
+    max_points: int | None = None,
     keep: str = "best",
     resume: bool = False,
     progress: bool = True,
@@ -139,6 +140,8 @@ def meta_train(
         context_batch_size: take contexts in batches of this many points, with memory that does not depend on their size.
         target_batch_size: the same for targets.
         gradient: where batches are taken, "exact", or "one_batch": an unbiased estimate that costs less. See `bnnp.objectives.avi`.
+        max_points: of larger tasks, take this many points at random at each visit, another choice each time; `context` is then of these.
+            For tasks such as fields and images, of which a step need not see every cell.
         keep: "best": leave the model at its best validation score; "last".
         resume: go on from the checkpoint in `folder`, if there is one; settings and tasks must be those of that run.
         progress: show a line of progress on standard error.
@@ -156,7 +159,7 @@ def meta_train(
     settings = Settings(
         objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, context_range(context),
         prior_mean_from_step, prior_scale_from_step, clip_norm, per_point, operator.index(seed), every, log_every,
-        context_batch_size, target_batch_size, gradient, shrinkage,
+        context_batch_size, target_batch_size, gradient, shrinkage, max_points,
     )  # fmt: skip
     if keep not in ("best", "last"):
         raise ValueError(f"Expected keep as 'best' or 'last'. Got {keep!r}.")
@@ -240,7 +243,7 @@ class _Run:
         self.data = seeded(settings.seed, "splits")
         self.noise = _on(_generator_device(model.device), settings.seed, "noise")
         # With values per point, the penalty counts against points: the same tau means the same.
-        units = sum(sizes_of(train)) if settings.per_point else len(train)
+        units = sum(min(n, settings.max_points or n) for n in sizes_of(train)) if settings.per_point else len(train)
         self.penalty = settings.shrinkage / units
         self.order: tuple[int, Tensor] | None = None
         self.mark: tuple[Tensor, Tensor] | None = None
@@ -256,6 +259,8 @@ class _Run:
         return [self._cut(held_out[i : i + size], generator) for i in range(0, len(held_out), size)]
 
     def _cut(self, tasks: Sequence[Task], generator: torch.Generator) -> TaskBatch:
+        if self.settings.max_points is not None:
+            tasks = [_thinned(task, self.settings.max_points, generator) for task in tasks]
         counts = torch.tensor([len(task) for task in tasks])
         low, high = self.settings.context
         u = torch.rand(len(tasks), generator=generator, dtype=torch.float64)
@@ -462,6 +467,14 @@ class _Run:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.state.step]
         write_atomically(path, "".join(kept).encode())
+
+
+def _thinned(task: Task, most: int, generator: torch.Generator) -> Task:
+    """Return a random choice of a task's points, where it has more than `most`."""
+    if len(task) <= most:
+        return task
+    at = torch.randperm(len(task), generator=generator)[:most]
+    return Task(task.x[at], task.y[at], None if task.seen is None else task.seen[at])
 
 
 def _plain(value: float) -> float | None:
