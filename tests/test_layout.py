@@ -69,8 +69,9 @@ EDGE: dict[str, set[str]] = {
     "plots_data": {"data", "plots", "runs"},
     "report": {"calibration", "data", "evaluation", "plots", "plots_data", "plots_prior", "reading", "rivals", "runs", "trust"},
     "explorer": {"checkpoint", "data", "runs"},
-    "config": {"settings"},
-    "workflow": {"checkpoint", "config", "data", "evaluation", "export", "plots_data", "report", "runs", "settings", "training", "trust"},
+    "config": set(),
+    "sizes": {"config", "data"},
+    "workflow": {"checkpoint", "config", "data", "evaluation", "export", "plots_data", "report", "runs", "sizes", "training", "trust"},
     "estimator": {"checkpoint", "training"},
     "export": {"data", "runs"},
 }

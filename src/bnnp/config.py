@@ -175,6 +175,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model", "shared_noise", _flag, "one pseudo-noise for a point, shared by the units", "true"),
     Setting("model", "missing_outputs", _flag, "points may have some of their outputs missing", "false"),
     Setting("model", "temperature", _flag, "learn how much less a point counts in large contexts", "false"),
+    Setting("model", "dtype", _one_of("float32", "float64"), "precision of the network", '"float32"'),
     Setting("model", "factor_dtype", _one_of("float32", "float64"), "precision of factorisations", '"float64"'),
     Setting("training", "objective", _one_of(*sorted(OBJECTIVES)), "what is maximised", '"pp_avi"'),
     Setting("training", "steps", _COUNT, "number of steps", "2000"),
