@@ -6,7 +6,7 @@ PYTHON ?= $(or $(shell for p in python3.11 python3; do $$p -c "" 2>/dev/null && 
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: setup demo test test-slow bench bench-context bench-width format clean
+.PHONY: setup demo test test-slow bench bench-context bench-width screenshots format clean
 
 setup: .venv/.stamp
 
@@ -43,6 +43,10 @@ bench-context: setup
 
 bench-width: setup
 	.venv/bin/python -m benchmarks.width $(ARGS)
+
+# Needs a Chromium.
+screenshots: setup
+	.venv/bin/python -m benchmarks.screenshots $(ARGS)
 
 format: setup
 	.venv/bin/python -m ruff check --fix .
