@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from bnnp.data.batches import grid_batches
 from bnnp.data.grids import grid_dataset, grid_points, read_grid
+from bnnp.data.image_files import read_images
 from bnnp.data.pacoh import CauchyBumps, SinusoidLine
+from bnnp.data.signals import read_signals
 from bnnp.data.synthetic import Heaviside, KnownBNN, Process, Sawtooth, SquaredExponentialGP, SyntheticTask
 
 __all__ = [
@@ -24,4 +26,6 @@ __all__ = [
     "grid_dataset",
     "grid_points",
     "read_grid",
+    "read_images",
+    "read_signals",
 ]
