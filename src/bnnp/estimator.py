@@ -22,7 +22,7 @@ from bnnp.posterior import Posterior
 from bnnp.predictive import Predictive
 from bnnp.priors import Prior
 from bnnp.seeds import check_count
-from bnnp.training import meta_train
+from bnnp.training import TrainResult, meta_train
 
 try:
     from sklearn.base import BaseEstimator, RegressorMixin
@@ -34,7 +34,7 @@ except ImportError as error:
 
 __all__ = ["BNNPRegressor"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = Any  # numpy's types say which kinds of array may index which; nothing here turns on it
 Question = Callable[[Predictive, Any], Tensor]
 
 PART = 500
@@ -92,6 +92,15 @@ class BNNPRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         >>> BNNPRegressor(hidden=(4,), steps=2, random_state=0).fit(X, y).predict(X, return_std=True)[1].shape
         (20,)
     """
+
+    model_: BNNP
+    posterior_: Posterior
+    contexts_: dict[Any, tuple[Array, Array]]
+    groups_: list[Any]
+    kept_features_: Array
+    result_: TrainResult
+    seed_: int
+    grouped_: bool
 
     def __init__(
         self,
@@ -279,7 +288,8 @@ class BNNPRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             longest = max(len(known[label]) for label in chunk)
             # Rows of shorter groups are repeated up to the longest, and their answers left out.
             at = np.stack([np.resize(known[label], longest) for label in chunk])
-            posterior = self._posterior(*(list(side) for side in zip(*(self.contexts_[label] for label in chunk), strict=True)))
+            seen = [self.contexts_[label] for label in chunk]
+            posterior = self._posterior([x for x, _ in seen], [out for _, out in seen])
             answer = question(posterior.predict(inputs[at]), None if Y is None else Y[at])
             answers += [(known[label], answer[t, : len(known[label])]) for t, label in enumerate(chunk)]
         out = np.empty((len(X), *answers[0][1].shape[1:]), dtype=X.dtype)
