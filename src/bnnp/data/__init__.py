@@ -7,6 +7,7 @@ larger than memory ends in batches of points, which is what `model.condition` ac
 from __future__ import annotations
 
 from bnnp.data.batches import grid_batches
+from bnnp.data.grids import grid_dataset, grid_points, read_grid
 from bnnp.data.pacoh import CauchyBumps, SinusoidLine
 from bnnp.data.synthetic import Heaviside, KnownBNN, Process, Sawtooth, SquaredExponentialGP, SyntheticTask
 
@@ -20,4 +21,7 @@ __all__ = [
     "SquaredExponentialGP",
     "SyntheticTask",
     "grid_batches",
+    "grid_dataset",
+    "grid_points",
+    "read_grid",
 ]

@@ -100,7 +100,7 @@ class Collection(Sequence[Triple]):
     Arguments:
         read: gives task number i.
         sizes: number of points of each task, those without any output included.
-        names: of the tasks, for people.
+        names: of the tasks, for people; where two are equal, later ones get a number.
         inputs: the columns of x.
         outputs: the columns of y.
         recipe: how the source was cut and encoded, as plain numbers, strings and lists; `recipe["kind"]` says by which reader.
@@ -129,6 +129,15 @@ class Collection(Sequence[Triple]):
     groups: Sequence[str] | None = None
     lazy: bool = False
     overlap: int = 0
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.names):
+            count: dict[str, int] = {}
+            names = []
+            for name in self.names:
+                count[name] = count.get(name, 0) + 1
+                names.append(name if count[name] == 1 else f"{name} ({count[name]})")
+            object.__setattr__(self, "names", names)
 
     @staticmethod
     def of(tasks: Sequence[Any], inputs: Sequence[str | Column], outputs: Sequence[str | Column], **others: Any) -> Collection:
