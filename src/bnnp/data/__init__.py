@@ -9,6 +9,7 @@ from __future__ import annotations
 from bnnp.data.batches import grid_batches
 from bnnp.data.pacoh import CauchyBumps, SinusoidLine
 from bnnp.data.synthetic import Heaviside, KnownBNN, Process, Sawtooth, SquaredExponentialGP, SyntheticTask
+from bnnp.data.table import read_points, read_table
 
 __all__ = [
     "CauchyBumps",
@@ -20,4 +21,6 @@ __all__ = [
     "SquaredExponentialGP",
     "SyntheticTask",
     "grid_batches",
+    "read_points",
+    "read_table",
 ]
