@@ -63,6 +63,11 @@ def fit(
     return fitting.fit(tasks, out, config, path=path, fresh=fresh, progress=progress, announce=announce)
 
 
+def fit_plan(source: Any, config: Config | None = None, *, kind: str | None = None) -> fitting.Fit:
+    """Return what `fit` would do, without doing it."""
+    return fitting.plan(open_data(source, config, kind), config, None if not isinstance(source, str | os.PathLike) else str(source))
+
+
 def resume(folder: PathLike, source: Any = None, *, progress: bool = True) -> Run:
     """Go on with a fit that was stopped, to the result it would have had.
 
