@@ -1,7 +1,7 @@
 """Grids as tasks: one field, patch or day of a netCDF file, a zarr folder or an xarray object is one data set.
 
 A point of a task is a cell. Its inputs are coordinates and, where wanted, other variables on the same grid; its outputs are one or several
-variables. Nothing is read until a task is asked for, unless all of it fits in memory easily. `bnnp.data.cutting` holds the cutting itself.
+variables. Nothing is read until a task is asked for, unless all of it fits in memory easily. `bnnp.data.fields` holds the cutting itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bnnp.data.collection import Collection
-from bnnp.data.cutting import Cut, check_variable, choose, columns, normal
+from bnnp.data.fields import Cut, check_variable, choose, columns, normal
 from bnnp.data.sources import open_dataset
 
 __all__ = ["Field", "grid_dataset", "grid_points", "read_grid"]
