@@ -271,10 +271,10 @@ class Config:
                 values.setdefault(section, {})[key] = list(value) if isinstance(value, tuple) else value
         return Config(values)
 
-    def under(self, first: Config) -> Config:
-        """Return these settings with those of `first` before them where both are set."""
-        sections = dict.fromkeys([*self.values, *first.values])
-        return Config({s: {**self.values.get(s, {}), **first.values.get(s, {})} for s in sections})
+    def over(self, rest: Config) -> Config:
+        """Return these settings, completed by those of `rest`."""
+        sections = dict.fromkeys([*rest.values, *self.values])
+        return Config({s: {**rest.values.get(s, {}), **self.values.get(s, {})} for s in sections})
 
     def toml(self, kind: str | None = None) -> str:
         """Return the settings as a TOML file, with a comment for each; what is not set stands there as a comment.

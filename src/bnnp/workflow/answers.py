@@ -13,6 +13,7 @@ import torch
 from bnnp.data.collection import Collection
 from bnnp.evaluation import Evaluation
 from bnnp.evaluation import evaluate as score
+from bnnp.export import level_name
 from bnnp.posterior import Posterior
 from bnnp.predictive import Predictive
 from bnnp.runs import Run
@@ -132,8 +133,8 @@ def _said(run: Run, predictive: Predictive, levels: Sequence[float]) -> dict[str
     if run.model.likelihood.labels:
         return _labels(run, predictive)
     said: dict[str, Any] = {}
-    moments = {"mean": predictive.mean, "sd": predictive.std, "sd_epistemic": predictive.epistemic_std}
-    moments |= {f"q{100 * q:g}".replace(".", "_"): predictive.quantile(q) for q in levels}
+    moments = {"mean": predictive.mean, "std": predictive.std, "std_epistemic": predictive.epistemic_std}
+    moments |= {level_name(q): predictive.quantile(q) for q in levels}
     for j, column in enumerate(run.outputs):
         said |= {f"{column.name}_{name}": value[..., j].cpu().double().numpy() for name, value in moments.items()}
     return said
