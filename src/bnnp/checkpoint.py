@@ -30,7 +30,7 @@ from bnnp.posterior import Posterior
 from bnnp.streaming import Reservoir
 from bnnp.tasks import Context
 
-__all__ = ["FORMAT_VERSION", "load", "load_posterior", "read_bundle", "save", "save_posterior", "write_atomically", "write_bundle"]
+__all__ = ["FORMAT_VERSION", "load", "load_posterior", "read_bundle", "save", "save_posterior", "sweep", "write_atomically", "write_bundle"]
 
 FORMAT_VERSION = 1
 
@@ -60,6 +60,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove what a killed process left half-written of the files whose names match a pattern."""
+    for old in folder.glob(".*"):
+        if re.fullmatch(rf"\.{pattern}\.[0-9a-f]{{16}}", old.name):
+            old.unlink(missing_ok=True)
+
+
 def write_bundle(folder: str | os.PathLike[str], name: str, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write `name`.json and its tensors into a folder, replacing an older bundle of that name in one step."""
     folder = Path(folder)
@@ -73,9 +80,7 @@ def write_bundle(folder: str | os.PathLike[str], name: str, header: dict[str, An
         # Nothing but what this function wrote: other files may have names that look alike.
         if old.name != file and re.fullmatch(rf"{name}-[0-9a-f]{{16}}\.safetensors", old.name):
             old.unlink(missing_ok=True)
-    for old in folder.glob(f".{name}*"):  # what a killed process left half-written
-        if re.fullmatch(rf"\.{name}(-[0-9a-f]{{16}}\.safetensors|\.json)\.[0-9a-f]{{16}}", old.name):
-            old.unlink(missing_ok=True)
+    sweep(folder, rf"{name}(-[0-9a-f]{{16}}\.safetensors|\.json)")
 
 
 def read_bundle(folder: str | os.PathLike[str], name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from bnnp.checkpoint import FORMAT_VERSION, load, write_atomically
 from bnnp.data.collection import Collection, Column
 from bnnp.networks import BNNP
 
-__all__ = ["Run", "read_record", "write_record"]
+__all__ = ["RECORD", "Run", "read_record", "write_record"]
 
 RECORD = "run.json"
 
@@ -106,7 +106,7 @@ class Run:
         if not (path / RECORD).is_file():
             return Run.of(load(path), folder=path)
         record = read_record(path)
-        if not (path / "model.json").is_file():
+        if record.get("status") != "done" or not (path / "model.json").is_file():
             raise FileNotFoundError(
                 f"Expected a finished fit in {path}. Got one that was stopped, or whose model.json is gone. Go on with: bnnp resume {path}"
             )

@@ -36,6 +36,7 @@ class Settings:
     target_batch_size: int | None = None
     gradient: str = "exact"
     shrinkage: float = 0.0
+    max_points: int | None = None
     data: str = ""
 
     def __post_init__(self) -> None:
@@ -59,6 +60,8 @@ class Settings:
         for name in ("context_batch_size", "target_batch_size"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
+        if self.max_points is not None and check_count(self.max_points, "max_points") < 2:
+            raise ValueError("Expected max_points of at least 2, one for the context and one for the target. Got 1.")
         if self.gradient not in ("exact", "one_batch"):
             raise ValueError(f"Expected gradient as 'exact' or 'one_batch'. Got {self.gradient!r}.")
         if self.gradient == "one_batch" and self.context_batch_size is None and self.target_batch_size is None:
@@ -73,7 +76,7 @@ class Settings:
 
     def most_context(self, points: int) -> int:
         """Return the largest context that a task of so many points can have."""
-        high = self.context[1]
+        high, points = self.context[1], points if self.max_points is None else min(points, self.max_points)
         return min(high if isinstance(high, int) else round(high * points), points - 1)
 
     @property

@@ -8,7 +8,6 @@ bit for bit as if it had not been.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import operator
@@ -24,13 +23,14 @@ import torch
 from torch import Tensor
 
 from bnnp.checkpoint import comparable, model_header, read_bundle, write_atomically, write_bundle
+from bnnp.intake import check_contexts, digest_of, looked_at, read_collections, sizes_of
 from bnnp.linalg import NotPositiveDefiniteError, NumericalWarning
 from bnnp.networks import BNNP
 from bnnp.objectives import OBJECTIVES
 from bnnp.progress import ProgressLine
 from bnnp.seeds import check_count, seeded
 from bnnp.settings import Settings, context_range
-from bnnp.tasks import Task, TaskBatch, as_tasks, collate, split
+from bnnp.tasks import Task, TaskBatch, collate, split
 
 __all__ = ["TrainResult", "TrainState", "TrainingError", "meta_train"]
 
@@ -99,6 +99,7 @@ def meta_train(
     context_batch_size: int | None = None,
     target_batch_size: int | None = None,
     gradient: str = "exact",
+    max_points: int | None = None,
     keep: str = "best",
     resume: bool = False,
     progress: bool = True,
@@ -111,7 +112,8 @@ def meta_train(
     Arguments:
         model: trained in place; its scaling is fitted on `tasks` if it was not fitted before.
         tasks: list of pairs (x, y) of any sizes, in the user's units; or triples (x, y, mask), True = observed, for each point or, with a
-            model for `missing_outputs`, each output.
+            model for `missing_outputs`, each output. Or a `bnnp.data.Collection`: one that is large is read while training goes on, and
+            the scaling is then fitted on a sample of its tasks.
         validation: held-out tasks; a proportion of `tasks` to hold out; or None for no validation.
         objective: "pp_avi", "avi", "npml", "npvi" or "iw_avi".
         beta: weight in the objective, for those that have one.
@@ -138,6 +140,8 @@ def meta_train(
         context_batch_size: take contexts in batches of this many points, with memory that does not depend on their size.
         target_batch_size: the same for targets.
         gradient: where batches are taken, "exact", or "one_batch": an unbiased estimate that costs less. See `bnnp.objectives.avi`.
+        max_points: of larger tasks, take this many points at random at each visit, another choice each time; `context` is then of these.
+            For tasks such as fields and images, of which a step need not see every cell.
         keep: "best": leave the model at its best validation score; "last".
         resume: go on from the checkpoint in `folder`, if there is one; settings and tasks must be those of that run.
         progress: show a line of progress on standard error.
@@ -155,24 +159,25 @@ def meta_train(
     settings = Settings(
         objective, beta, steps, batch_size, num_samples, learning_rate, final_learning_rate, context_range(context),
         prior_mean_from_step, prior_scale_from_step, clip_norm, per_point, operator.index(seed), every, log_every,
-        context_batch_size, target_batch_size, gradient, shrinkage,
+        context_batch_size, target_batch_size, gradient, shrinkage, max_points,
     )  # fmt: skip
     if keep not in ("best", "last"):
         raise ValueError(f"Expected keep as 'best' or 'last'. Got {keep!r}.")
     if resume and folder is None:
         raise ValueError("Expected folder= to resume from. Got none.")
-    train, held_out = _collections(model, tasks, validation, seed)
-    _check_contexts(train + held_out, settings)
+    train, held_out = read_collections(model, tasks, validation, seed)
+    check_contexts(train, held_out, settings)
     _check_model(model, settings)
-    settings = dataclasses.replace(settings, data=_digest([*train, *held_out]))
+    settings = dataclasses.replace(settings, data=digest_of(train, held_out))
     path = None if folder is None else Path(folder)
     if path is not None:
         path.mkdir(parents=True, exist_ok=True)
     checkpoint = _read(path, settings, model, len(train)) if resume and path is not None else None
+    sample = looked_at(train)
     if not bool(model.scaling.fitted):
-        model.fit_scaling(train)
-    model.reference.fit(train, model.scaling.x)
-    model.reference.note_context(settings.most_context(max(len(task) for task in train)))
+        model.fit_scaling(sample)
+    model.reference.fit(sample, model.scaling.x)
+    model.reference.note_context(settings.most_context(max(sizes_of(train))))
     run = _Run(model, train, held_out, settings, path, checkpoint_every, progress)
     if checkpoint is not None:
         run.resume(*checkpoint)
@@ -192,14 +197,6 @@ def _check_model(model: BNNP, settings: Settings) -> None:
             f"Expected a prior that is learned, to be shrunk. Got shrinkage={settings.shrinkage:g} and a prior that is held fixed. "
             "Leave shrinkage out, or let the prior learn (Prior(learn_mean=..., learn_scale=...), model.prior.learn())."
         )
-
-
-def _digest(tasks: Sequence[Task]) -> str:
-    digest = hashlib.sha256()
-    for task in tasks:
-        for part in (*task, *(() if task.seen is None else (task.seen,))):
-            digest.update(str(tuple(part.shape)).encode() + part.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _described(settings: Settings, model: BNNP, num_tasks: int) -> dict[str, Any]:
@@ -226,53 +223,14 @@ def _read(folder: Path, settings: Settings, model: BNNP, num_tasks: int) -> tupl
     return state, tensors
 
 
-def _collections(model: BNNP, tasks: Any, validation: Any, seed: int) -> tuple[list[Task], list[Task]]:
-    train = as_tasks(tasks, model.x_dim, model.y_dim, model.dtype)
-    held_out: list[Task] = []
-    if isinstance(validation, float):
-        count = round(validation * len(train))
-        if not 0 < count < len(train):
-            raise ValueError(f"Expected validation as a proportion with tasks on both sides. Got {validation} of {len(train)} tasks.")
-        order = torch.randperm(len(train), generator=seeded(seed, "held out")).tolist()
-        train, held_out = [train[i] for i in order[count:]], [train[i] for i in order[:count]]
-    elif validation is not None and not isinstance(validation, Sequence):
-        raise TypeError(f"Expected validation as held-out tasks, or as a proportion such as 0.1. Got {validation!r}.")
-    elif validation is not None:
-        held_out = as_tasks(validation, model.x_dim, model.y_dim, model.dtype, name="validation")
-    if len(train) < 2:
-        raise ValueError(
-            f"Expected at least 2 tasks to learn a prior from. Got {len(train)}. A single data set has to be cut into tasks "
-            "(subjects, days, windows), or conditioned on with the initial prior: model.condition(x, y)."
-        )
-    for task in (*train, *held_out):
-        model.likelihood.check(task.y[task.observed])
-    if not model.missing_outputs and any(task.seen is not None for task in (*train, *held_out)):
-        raise ValueError(
-            "Expected all outputs of each point, or none. Got tasks in which single outputs are masked. Build the model with "
-            "missing_outputs=True."
-        )
-    return train, held_out
-
-
-def _check_contexts(tasks: list[Task], settings: Settings) -> None:
-    low = settings.context[0]
-    if isinstance(low, int):
-        smallest = min(range(len(tasks)), key=lambda i: len(tasks[i]))
-        if low >= len(tasks[smallest]):
-            raise ValueError(
-                f"Expected contexts smaller than every task. Got at least {low} context points, and a task (number {smallest}) of "
-                f"{len(tasks[smallest])}. Lower the context range, or leave out tasks that small."
-            )
-
-
 class _Run:
     """Hold one run: the loop, its checkpoints and its log."""
 
     def __init__(
         self,
         model: BNNP,
-        train: list[Task],
-        held_out: list[Task],
+        train: Sequence[Task],
+        held_out: Sequence[Task],
         settings: Settings,
         folder: Path | None,
         checkpoint_every: int,
@@ -285,7 +243,7 @@ class _Run:
         self.data = seeded(settings.seed, "splits")
         self.noise = _on(_generator_device(model.device), settings.seed, "noise")
         # With values per point, the penalty counts against points: the same tau means the same.
-        units = sum(len(task) for task in train) if settings.per_point else len(train)
+        units = sum(min(n, settings.max_points or n) for n in sizes_of(train)) if settings.per_point else len(train)
         self.penalty = settings.shrinkage / units
         self.order: tuple[int, Tensor] | None = None
         self.mark: tuple[Tensor, Tensor] | None = None
@@ -293,13 +251,16 @@ class _Run:
         self.best = {key: value.clone() for key, value in model.state_dict().items()}
         self.bar = ProgressLine(settings.steps, progress)
 
-    def _validation(self, held_out: list[Task]) -> list[TaskBatch]:
+    def _validation(self, held_out: Sequence[Task]) -> list[TaskBatch]:
         """Cut the held-out tasks once, so that scores of different steps compare."""
         generator = seeded(self.settings.seed, "validation")
         size = 50
+        held_out = looked_at(held_out)
         return [self._cut(held_out[i : i + size], generator) for i in range(0, len(held_out), size)]
 
-    def _cut(self, tasks: list[Task], generator: torch.Generator) -> TaskBatch:
+    def _cut(self, tasks: Sequence[Task], generator: torch.Generator) -> TaskBatch:
+        if self.settings.max_points is not None:
+            tasks = [_thinned(task, self.settings.max_points, generator) for task in tasks]
         counts = torch.tensor([len(task) for task in tasks])
         low, high = self.settings.context
         u = torch.rand(len(tasks), generator=generator, dtype=torch.float64)
@@ -319,7 +280,10 @@ class _Run:
                 generator = seeded(self.settings.seed, f"epoch {epoch}")
                 self.order = (epoch, torch.randperm(len(self.train), generator=generator))
             picked.append(self.train[int(self.order[1][at])])
-        return self._cut(picked, self.data)
+        whole = [task for task in picked if len(task) >= 2]  # of files that are read as we go, nobody knew how much was observed
+        if not whole:
+            raise TrainingError(f"Expected tasks with at least 2 observed points. Got none among the {len(picked)} tasks of step {step}.")
+        return self._cut(whole, self.data)
 
     def _objective(self, batch: TaskBatch) -> Tensor:
         settings = self.settings
@@ -503,6 +467,14 @@ class _Run:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.state.step]
         write_atomically(path, "".join(kept).encode())
+
+
+def _thinned(task: Task, most: int, generator: torch.Generator) -> Task:
+    """Return a random choice of a task's points, where it has more than `most`."""
+    if len(task) <= most:
+        return task
+    at = torch.randperm(len(task), generator=generator)[:most]
+    return Task(task.x[at], task.y[at], None if task.seen is None else task.seen[at])
 
 
 def _plain(value: float) -> float | None:

@@ -100,7 +100,7 @@ class Collection(Sequence[Triple]):
     Arguments:
         read: gives task number i.
         sizes: number of points of each task, those without any output included.
-        names: of the tasks, for people.
+        names: of the tasks, for people; where two are equal, later ones get a number.
         inputs: the columns of x.
         outputs: the columns of y.
         recipe: how the source was cut and encoded, as plain numbers, strings and lists; `recipe["kind"]` says by which reader.
@@ -110,6 +110,7 @@ class Collection(Sequence[Triple]):
         groups: what each task belongs to where there is something above tasks (the patient of a window); None where not.
         lazy: reading a task costs a look into a file.
         overlap: a task shares points with so many of those after it (windows with a stride shorter than their length).
+        rows: of a table of points, the row of each point, one task after another; None where points are no rows.
 
     Example:
         >>> c = Collection.of([(np.zeros((3, 1)), np.ones(3)), (np.ones((2, 1)), np.ones(2))], inputs=["t"], outputs=["level"])
@@ -129,6 +130,16 @@ class Collection(Sequence[Triple]):
     groups: Sequence[str] | None = None
     lazy: bool = False
     overlap: int = 0
+    rows: Any = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self.names):
+            count: dict[str, int] = {}
+            names = []
+            for name in self.names:
+                count[name] = count.get(name, 0) + 1
+                names.append(name if count[name] == 1 else f"{name} ({count[name]})")
+            object.__setattr__(self, "names", names)
 
     @staticmethod
     def of(tasks: Sequence[Any], inputs: Sequence[str | Column], outputs: Sequence[str | Column], **others: Any) -> Collection:

@@ -1,0 +1,156 @@
+"""Where data come from: files told apart by their content, and an xarray data set from whatever holds a grid.
+
+A model remembers which source it was learned from. The same file copied elsewhere is the same source; a file of the same name and another
+content is another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["fingerprint", "listed", "open_dataset"]
+
+WHOLE = 256 * 2**20
+"""Files up to this size are digested whole; of larger ones, so much in evenly spaced blocks."""
+BLOCK = 2**20
+
+
+def fingerprint(paths: Sequence[Path], root: Path | None = None) -> str:
+    """Return a digest of the content of files, which does not depend on where they are.
+
+    Arguments:
+        paths: of the files, in an order that does not depend on the machine.
+        root: folder that holds them; then their places below it count as content too.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    share = max(WHOLE // max(len(paths), 1), BLOCK)
+    for path in paths:
+        place = path.relative_to(root).as_posix() if root is not None else ""
+        size = path.stat().st_size
+        digest.update(f"{place} {size} ".encode())
+        blocks = -(-size // BLOCK)
+        wanted = range(blocks) if size <= share else sorted({round(i) for i in np.linspace(0, blocks - 1, share // BLOCK)})
+        with path.open("rb") as file:
+            for block in wanted:
+                file.seek(block * BLOCK)
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def listed(names: Sequence[Any], limit: int = 12) -> str:
+    """Return names for an error message, the first few of many."""
+    shown = ", ".join(str(name) for name in names[:limit])
+    return (shown + (f" and {len(names) - limit} more" if len(names) > limit else "")) or "none"
+
+
+def open_dataset(source: Any) -> tuple[Any, str]:
+    """Open a netCDF file, a zarr folder or an xarray object; variables are read when they are asked for.
+
+    Arguments:
+        source: path, `xarray.Dataset` or `xarray.DataArray`.
+
+    Returns:
+        An xarray data set, and its fingerprint.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ImportError: a package that reads it is not installed.
+        ValueError: it is something else, or damaged.
+        TypeError: the source is neither a path nor an xarray object.
+    """
+    try:
+        import xarray
+    except ImportError as error:
+        raise ImportError('Reading grids needs xarray. Run: pip install "bnnp[grid]".') from error
+    if isinstance(source, xarray.DataArray):
+        source = source.to_dataset(name=source.name if source.name is not None else "value")
+    if isinstance(source, xarray.Dataset):
+        return source, _digest(source)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"Expected the path of a netCDF file or zarr folder, or an xarray object. Got {type(source).__name__}.")
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"Expected a netCDF file or zarr folder {path}. Got no such file. Check the path.")
+    engine = _engine(path)
+    ds = _read(xarray, path, engine)
+    if not ds.data_vars:
+        ds.close()
+        raise ValueError(
+            f"Expected variables in {path}. Got none in its root group. If they are in another, open that with "
+            "xarray.open_dataset(path, group=...) and pass what it returns."
+        )
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return ds, fingerprint(files, path if path.is_dir() else None)
+
+
+def _engine(path: Path) -> str:
+    """Say what a file is by its first bytes, whatever its name."""
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zmetadata")):
+            return "zarr"
+        raise ValueError(
+            f"Expected a zarr folder or a netCDF file. Got the folder {path} without zarr.json or .zgroup. Name one file of it."
+        )
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[:3] == b"CDF" and len(head) == 8:
+        return "classic"
+    if head == b"\x89HDF\r\n\x1a\n":
+        return "hdf"
+    what = {b"": "an empty file", b"GRIB": "GRIB; convert it to netCDF first", b"\x1f\x8b": "a gzip file; unpack it first"}
+    found = next((said for mark, said in what.items() if (head.startswith(mark) if mark else not head)), "something else")
+    raise ValueError(f"Expected netCDF, with CDF or HDF in its first bytes, in {path}. Got {found}. Take another file.")
+
+
+def _read(xarray: Any, path: Path, engine: str) -> Any:
+    """Open a file with the packages that are there; times that cannot be decoded stay numbers."""
+    engines = {"zarr": ["zarr"], "classic": ["netcdf4", "scipy"], "hdf": ["netcdf4", "h5netcdf"]}[engine]
+    found = [name for name in engines if name in xarray.backends.list_engines()]
+    if not found:
+        package = {"zarr": "zarr"}.get(engine, "netCDF4")
+        raise ImportError(f'Reading {path} needs {package}. Run: pip install "bnnp[grid]".')
+    kept: dict[str, Any] = {"engine": found[0], "cache": False, "decode_timedelta": False, "chunks": None}
+    # What xarray or a backend warns of (metadata that is not consolidated, a calendar) changes no number that is read.
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return xarray.open_dataset(path, **kept)
+        except ValueError as error:
+            if "decode" not in str(error):
+                raise _damaged(path, error) from None
+        except (OSError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, EOFError) as error:
+            raise _damaged(path, error) from None
+        return xarray.open_dataset(path, decode_times=False, **kept)
+
+
+def _damaged(path: Path, error: Exception) -> Exception:
+    if isinstance(error, PermissionError):
+        return PermissionError(f"Expected to read {path}. Got no permission. Ask its owner, or copy it.")
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(
+        f"Expected netCDF or zarr that can be read in {path}. Got: {said}. The file is damaged or cut short; take another copy."
+    )
+
+
+def _digest(ds: Any) -> str:
+    """Return a fingerprint of an xarray data set: names, shapes, coordinates, and values of up to a million evenly spaced cells."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, ds.variables)):
+        variable = ds.variables[name]
+        digest.update(f"{name} {variable.dims} {variable.shape} {variable.dtype}".encode())
+        if variable.ndim:
+            step = max(1, -(-variable.size // 1_000_000) // max(1, variable[0].size))
+            part = np.asarray(variable[:: max(step, 1)].values)
+            digest.update(part.tobytes() if part.dtype.kind != "O" else str(part.ravel().tolist()).encode())
+        else:
+            digest.update(str(variable.values).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""Settings chosen from the data where a person said nothing, each with its reason.
+
+The rules are few and plain: they are starts, and what was chosen is printed and written down, so that it can be changed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from bnnp.config import Config
+from bnnp.data.collection import Collection
+
+__all__ = ["Chosen", "choose_settings"]
+
+LOOKED_AT = 100
+MAX_POINTS = 256
+"""More points of a task than this are not seen in one step."""
+FLOP_BUDGET = 4e12
+"""What the steps of a fit may cost: a few minutes on two cores."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Hold complete settings and why they are what they are.
+
+    Arguments:
+        config: what was said, and for the rest what was chosen.
+        reasons: one sentence for each group of chosen settings.
+    """
+
+    config: Config
+    reasons: tuple[str, ...]
+
+
+def choose_settings(collection: Collection, num_train: int, config: Config) -> Chosen:
+    """Return settings for learning from a collection: those of `config`, completed.
+
+    Arguments:
+        collection: the tasks.
+        num_train: how many of them are learned from.
+        config: what a person said.
+    """
+    look = [collection[int(i)] for i in np.linspace(0, len(collection) - 1, min(len(collection), LOOKED_AT)).round()]
+    points = float(np.median(collection.sizes))
+    reasons: list[str] = []
+    model, why = _network(collection, look, num_train * points, config)
+    reasons += why
+    most = config.get("training.max_points") or (MAX_POINTS if max(collection.sizes) > MAX_POINTS else None)
+    seen = min(points, most or math.inf)
+    if most is not None and config.get("training.max_points") is None:
+        reasons.append(f"max_points = {most}: tasks have up to {max(collection.sizes)} points, and a step need not see them all")
+    low = float(np.clip(2 / seen, 0.02, 0.1))
+    training: dict[str, Any] = {"context": [round(low, 3), 0.6], "learning_rate": 0.01, "final_learning_rate": 1e-4, "batch_size": 5}
+    training |= {"num_samples": 8, "objective": "pp_avi", "seed": 0} | ({} if most is None else {"max_points": most})
+    shrinkage = next((value for count, value in ((10, 0.1), (40, 0.03), (100, 0.01)) if num_train <= count), 0.0)
+    training["shrinkage"] = shrinkage
+    if shrinkage > 0 and config.get("training.shrinkage") is None:
+        reasons.append(f"shrinkage = {shrinkage:g}: with {num_train} tasks to learn from, the prior is held back towards N(0, I/p)")
+    whole = Config({"model": model, "training": training}).under(config)
+    steps = _steps(whole, collection, seen)
+    if config.get("training.steps") is None:
+        reasons.append(f"steps = {steps}: a few minutes on two cores")
+    every = max(1, (config.get("training.steps") or steps) // 20)
+    rest = Config({"training": {"steps": steps, "checkpoint_every": every}, "split": _shares(collection)})
+    return Chosen(rest.under(whole).under(config), tuple(reasons))
+
+
+def _shares(collection: Collection) -> dict[str, Any]:
+    """Return how much is held out: less where there is little."""
+    share = 0.15 if len(collection) >= 20 else 0.2
+    return {"validation": share if len(collection) >= 5 else 0.0, "test": share if len(collection) >= 4 else 0.0, "seed": 0}
+
+
+def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
+    reasons: list[str] = []
+    width = 32 if total < 1000 else 64
+    smooth = collection.x_dim <= 2
+    model: dict[str, Any] = {
+        "hidden": [width, width],
+        "prior": "matrix_normal",
+        "spread": 0.9,
+        "input_scale": 4.0 if smooth else 2.0,
+        "activation": "sine" if smooth else "tanh",
+        "shared_noise": True,
+        "factor_dtype": "float64",
+    }
+    if config.get("model.hidden") is None:
+        reasons.append(f"hidden = [{width}, {width}]: there are about {total:.0f} points to learn from")
+    mask = np.concatenate([mask for _, _, mask in look])
+    if collection.y_dim > 1 and bool((mask.any(1) & ~mask.all(1)).any()):
+        model["missing_outputs"] = True
+        reasons.append("missing_outputs = true: some points have a part of their outputs only")
+    likelihood, why = _likelihood(collection, look)
+    model["likelihood"] = likelihood
+    if likelihood == "categorical":
+        model["classes"] = len(next(iter(collection.recipe["labels"].values())))
+    if config.get("model.likelihood") is None:
+        reasons.append(f'likelihood = "{likelihood}": {why}')
+    if _fine(look) and config.get("model.dtype") is None:
+        model["dtype"] = "float64"
+        reasons.append('dtype = "float64": a column varies little around a large number')
+    return model, reasons
+
+
+def _likelihood(collection: Collection, look: list[Any]) -> tuple[str, str]:
+    labels = collection.recipe.get("labels") or {}
+    if labels:
+        levels = len(next(iter(labels.values())))
+        return ("bernoulli", "two labels") if levels == 2 else ("categorical", f"{levels} labels")
+    values = np.concatenate([y[mask] for _, y, mask in look])
+    if len(values) and set(np.unique(values)) <= {0.0, 1.0}:
+        return "bernoulli", "outputs are 0 and 1"
+    counts = len(values) > 0 and bool((values >= 0).all()) and bool((values == values.round()).all())
+    if counts and collection.y_dim == 1 and float(np.median(values)) < 10 and len(np.unique(values)) > 2:
+        return "negativebinomial", 'outputs are small whole numbers; "gaussian" if they are no counts'
+    return "gaussian", "outputs are numbers"
+
+
+def _fine(look: list[Any]) -> bool:
+    """Tell whether a column varies so little around a large number that single precision would lose it."""
+    for side in (0, 1):
+        values = np.concatenate([task[side] for task in look])
+        spread, size = np.nanstd(values, axis=0), np.nanmax(np.abs(values), axis=0, initial=0.0)
+        if bool(((spread > 0) & (size > 1e4 * spread)).any()):
+            return True
+    return False
+
+
+def _steps(config: Config, collection: Collection, seen: float) -> int:
+    """Return a number of steps whose arithmetic stays within the budget."""
+    widths = [collection.x_dim, *config.get("model.hidden"), collection.y_dim]
+    batch, samples = config.get("training.batch_size"), config.get("training.num_samples")
+    # For each layer: the features of all points, their Gram matrix, and a factorisation; three times that with gradients.
+    layer = [2 * seen * p * d + seen * p * p + p**3 / 3 for p, d in pairwise(widths)]
+    cost = 3.0 * batch * samples * sum(layer)
+    return int(np.clip(round(FLOP_BUDGET / max(cost, 1.0), -2), 1000, 4000))
