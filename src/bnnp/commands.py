@@ -13,6 +13,7 @@ from bnnp.checkpoint import write_atomically
 from bnnp.config import Config, read_config
 from bnnp.console import ask, give, numbers, settings_from, table, told
 from bnnp.data.collection import Collection
+from bnnp.explorer import explore as serve
 from bnnp.plots import save_figure
 from bnnp.plots_data import collection as picture_of
 from bnnp.runs import Run
@@ -236,6 +237,26 @@ def diagnose(model: Model, context: Annotated[str, typer.Argument(help="What was
         give(as_json, rows, show)
 
 
+def explore(
+    model: Model, data: Annotated[str | None, typer.Argument(help="Data to load tasks from; those of the fit without it.")] = None,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    samples: Samples = 64,
+) -> None:  # fmt: skip
+    """Open a page on this machine where one clicks data in and watches the posterior move."""
+    torch.set_num_threads(1)
+    with told(stopped="Closed."):
+        run = Run.open(model)
+        tasks: Collection | None = None
+        try:
+            tasks = verbs.judged(run, data).test
+        except (ValueError, FileNotFoundError) as error:
+            if data is not None:
+                raise
+            typer.echo(f"No tasks to load: {error}", err=True)
+        serve(run, data=tasks, port=port, open_browser=browser, samples=samples)
+
+
 def config(
     file: Annotated[Path | None, typer.Argument(help="A file of settings to check.")] = None,
     kind: Kind = None,
@@ -254,5 +275,5 @@ def config(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (describe, fit, resume, evaluate, predict, sample, diagnose, config):
+    for command in (describe, fit, resume, evaluate, predict, sample, diagnose, explore, config):
         app.command()(command)
