@@ -141,11 +141,12 @@ def fit(
         OSError: the folder cannot be written to, or the disk is full.
     """
     folder = Path(out)
-    _make_room(folder, fresh)
+    _check_room(folder, fresh)
     planned = plan(source, config, path)
+    build_model(source.x_dim, source.y_dim, planned.config)  # before anything is written: it may refuse
     if announce is not None:
         announce(planned)
-    build_model(source.x_dim, source.y_dim, planned.config)  # before anything is written: it may refuse
+    _make_room(folder)
     write_record(folder, planned.record("training"))
     return _train(folder, planned.part("train"), planned.part("validation"), planned.config, progress)
 
@@ -175,8 +176,8 @@ def resume(folder: str | os.PathLike[str], source: Collection, *, progress: bool
     return _train(folder, train, validation, config, progress)
 
 
-def _make_room(folder: Path, fresh: bool) -> None:
-    """Check that a run can go into the folder; with `fresh`, throw away what an earlier one left there, and nothing else."""
+def _check_room(folder: Path, fresh: bool) -> None:
+    """Check that a run can go into the folder."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Expected a folder for the model. Got a file: {folder}. Name another with --out.")
     if (folder / RECORD).exists() and not fresh:
@@ -186,7 +187,11 @@ def _make_room(folder: Path, fresh: bool) -> None:
         )
     if not (folder / RECORD).exists() and (folder / "model.json").exists():
         raise ValueError(f"Expected a folder without a model. Got {folder}, which has one of another origin. Name another folder.")
-    if fresh and (folder / RECORD).exists():
+
+
+def _make_room(folder: Path) -> None:
+    """Make the folder; throw away what an earlier run left there, and nothing else."""
+    if (folder / RECORD).exists():
         (folder / RECORD).unlink()
         for own in [folder / "model.json", folder / "config.toml", *folder.glob("model-*.safetensors")]:
             own.unlink(missing_ok=True)

@@ -226,7 +226,7 @@ def predict(
         OSError: the file cannot be written.
     """
     run = _open(model)
-    path = None if out is None else check_ending(out)
+    path, quantiles = None if out is None else check_ending(out), answers.check_levels(quantiles)
     if context is None and targets is None:
         raise ValueError("Expected observed data, or points to predict at. Got neither. Name a file for one of them.")
     if run.kind == "grid" and _is_grid(context) and (targets is None or _is_grid(targets)):
