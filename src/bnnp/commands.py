@@ -16,6 +16,7 @@ from bnnp.data.collection import Collection
 from bnnp.explorer import explore as serve
 from bnnp.plots import save_figure
 from bnnp.plots_data import collection as picture_of
+from bnnp.report import write_report
 from bnnp.runs import Run
 from bnnp.workflow import Answer, Fit, answers, verbs
 from bnnp.workflow.writing import plain
@@ -237,6 +238,28 @@ def diagnose(model: Model, context: Annotated[str, typer.Argument(help="What was
         give(as_json, rows, show)
 
 
+def report(
+    model: Model, data: Annotated[str | None, typer.Argument(help="New data; without it the tasks that were held out.")] = None,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    train: Annotated[str | None, typer.Option(help="Where the data of the fit are now, if they were moved.")] = None,
+    start: Start = None, stop: Stop = None, leads: Leads = None, samples: Samples = 64, seed: Seed = 0,
+    as_json: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Write one page on the model: its data, learning, scores beside simple rivals, calibration, best and worst tasks, warnings."""
+    torch.set_num_threads(1)
+    with told(as_json):
+        run = Run.open(model)
+        judged = verbs.judged(run, data, learned_from=train, start=start, stop=stop, leads=leads)
+        if judged.train is None:
+            raise FileNotFoundError(
+                f"Expected the data that the model learned from, since simple rivals learn from them too. Got nothing at "
+                f"{run.data.get('path')}. Say where they are now with --train."
+            )
+        progress = None if quiet else lambda text: typer.echo(text, err=True)
+        found = write_report(run, judged.train, judged.test, out, seed=seed, num_samples=samples, progress=progress)
+        give(as_json, found.to_dict(), lambda: ask().print(f"Report: {out}", markup=False))
+
+
 def explore(
     model: Model, data: Annotated[str | None, typer.Argument(help="Data to load tasks from; those of the fit without it.")] = None,
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
@@ -275,5 +298,5 @@ def config(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (describe, fit, resume, evaluate, predict, sample, diagnose, explore, config):
+    for command in (describe, fit, resume, evaluate, predict, sample, diagnose, report, explore, config):
         app.command()(command)

@@ -84,8 +84,10 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
 
 def _shares(collection: Collection) -> dict[str, Any]:
     """Return how much is held out: less where there is little."""
-    share = 0.15 if len(collection) >= 20 else 0.2
-    return {"validation": share if len(collection) >= 5 else 0.0, "test": share if len(collection) >= 4 else 0.0, "seed": 0}
+    count = len(collection)
+    share = 0.15 if count >= 20 else 0.2
+    test = share if count >= 4 else 0.34 if count == 3 else 0.0  # of three tasks, one
+    return {"validation": share if count >= 5 else 0.0, "test": test, "seed": 0}
 
 
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
