@@ -49,6 +49,8 @@ BROKEN = {
     "header only": (b"who,t,x,y\n", "Got the header only: 'who', 't', 'x', 'y'"),
     "NUL": (GOOD.replace("0.7", "0\0007").encode(), "NUL bytes .the first is byte 26"),
     "control": (GOOD.replace("0.7", "0\x017").encode(), "control character .* in line 3"),
+    "JSON": (b'[{"who": 1, "t": 2}]', "Got JSON. Save it as CSV"),
+    "page": (b"<!DOCTYPE html>\n<html>", "Got a page in HTML"),
     "image": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "Got an image"),
     "Excel": (b"PK\x03\x04" + bytes(50), "Excel workbook. .*save the sheet as CSV"),
     "netCDF": (b"\x89HDF\r\n", "read_grid"),
@@ -214,6 +216,7 @@ def frame(**columns: Any) -> pd.DataFrame:
         (["13/02/2020"] * 3 + ["02/13/2020"] * 3, "Got '13/02/2020' in row 1 and '02/13/2020' in row 4"),
         (["2020-01-01"] * 3 + ["2020-01-02", "2020-02-30", "2020-01-03"], "Expected dates.* Got '2020-02-30' in row 5"),
         (["2020-01-01"] * 3 + ["2020-01-02", "soon", "2020-01-03"], "Expected dates.* Got 'soon' in row 5"),
+        (["01/02/20"] * 3 + ["02/03/20"] * 3, "all four digits of the year.* Got '01/02/20' in row 1"),
         (["1", "2", "3", "n/a", "five", "6"], "Expected numbers.* Got 'five' in row 5"),
         (["1", "two", "3", "4", "5", "6?"], "Got 'two' in row 2, and as much in 1 more rows"),
         ([[1], [2], [3], [4], [5], [6]], "Got list in row 1"),
@@ -245,6 +248,11 @@ def test_a_later_file_that_does_not_fit_is_refused_with_its_row() -> None:
     assert sum(read_table(fine.assign(y=np.nan), recipe=recipe, outputs_needed=False).sizes) == 6
     with pytest.raises(ValueError, match="Got none in rows 2, 4"):
         read_points(fine.assign(x=[0, None, 2, None, 1, 2]), recipe)
+
+
+def test_a_column_that_cannot_be_guessed_is_listed_with_its_trouble(tmp_path: Path) -> None:
+    path = put(tmp_path, 'who,price\na,"1,234"\na,999\nb,5\nb,7\n')
+    refused(path, "price +mixed +4 different \\('1,234' in row 2\\)", task="who")
 
 
 def test_missing_inputs_can_be_left_out_and_are_counted() -> None:
@@ -387,9 +395,9 @@ FITTING = st.fixed_dictionaries(
         "task": st.just("a"),
         "inputs": st.sampled_from(["b", ["b", "d"], "d"]),
         "outputs": st.just("c"),
-        "drop_missing_inputs": st.just(True),
     },
     optional={
+        "drop_missing_inputs": st.just(True),
         "order": st.sampled_from(["b", "d"]),
         "window": st.sampled_from([2, 2, 3, 3.0, "2 days"]),
         "stride": st.just(1),

@@ -175,10 +175,14 @@ def find_roles(cells: Mapping[str, Cells], source: Source, given: Roles, windows
 def _guess_inputs(cells: Mapping[str, Cells], taken: set[str]) -> tuple[tuple[str, ...], str]:
     """Return columns that vary and can become numbers, and those that were left out with the reason."""
     fits, left = [], []
-    for cell in cells.values():
+    nameless = [name == f"column_{j + 1}" for j, name in enumerate(cells)]
+    for cell, made_up in zip(cells.values(), nameless, strict=True):
         if cell.name in taken:
             continue
         count = cell.distinct()
+        if made_up and not all(nameless) and cell.values is not None and (np.diff(cell.values) == 1).all():
+            left.append(f"{cell.name!r} (numbers the rows)")
+            continue
         if count < 2:
             left.append(f"{cell.name!r} (never varies)")
         elif cell.kind == "mixed" or np.mean(cell.missing) > 0.5:
