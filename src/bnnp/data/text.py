@@ -185,6 +185,10 @@ def _decoded(path: Path, raw: bytes, encoding: str | None, notes: list[str]) -> 
     data = data.rstrip(b"\x1a")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    start = data[:200].lstrip()
+    if re.match(rb'(<!doctype|<html|<\?xml)|[\[{]\s*["{\[]', start, re.IGNORECASE):
+        what = "a page in HTML or XML" if start.startswith(b"<") else "JSON"
+        raise ValueError(f"Expected delimited text or Parquet in {path}. Got {what}. Save it as CSV.")
     odd = CONTROL.search(data)
     if odd:
         raise ValueError(
