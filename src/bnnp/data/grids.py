@@ -15,7 +15,7 @@ import numpy as np
 
 from bnnp.data.collection import Collection
 from bnnp.data.fields import Cut, check_variable, choose, columns, normal
-from bnnp.data.sources import open_dataset
+from bnnp.data.sources import open_dataset, readable
 
 __all__ = ["Field", "grid_dataset", "grid_points", "read_grid"]
 
@@ -79,19 +79,19 @@ def read_grid(
     opened, mark = open_dataset(source)
     given = {"task": task, "inputs": inputs, "outputs": outputs, "patch": patch, "stride": stride, "every": every, "relative": relative}
     notes: list[str] = []
-    if recipe is None:
-        recipe = choose(opened, notes, **given)
-    else:
+    if recipe is not None:
         said = [name for name, value in given.items() if value is not None]
         if said or recipe.get("kind") != "grid":
             got = f"{', '.join(said)} beside it" if said else f"a recipe for {recipe.get('kind')!r}"
             raise ValueError(f"Expected the recipe of a grid alone, or arguments without a recipe. Got {got}.")
-    for name in recipe["outputs"] if outputs_needed else ():
-        check_variable(opened, name, "an output")
-    ds = normal(opened, recipe)
-    used = [ds[name] for name in {*recipe["inputs"], *recipe["outputs"]} if name in ds.variables]
-    slow = lazy if lazy is not None else 8 * sum(variable.size for variable in used) > IN_MEMORY
-    cut = Cut(ds, recipe, needed=outputs_needed, lazy=slow)
+    with readable(source if isinstance(source, str | os.PathLike) else "the data set"):
+        recipe = choose(opened, notes, **given) if recipe is None else recipe
+        for name in recipe["outputs"] if outputs_needed else ():
+            check_variable(opened, name, "an output")
+        ds = normal(opened, recipe)
+        used = [ds[name] for name in {*recipe["inputs"], *recipe["outputs"]} if name in ds.variables]
+        slow = lazy if lazy is not None else 8 * sum(variable.size for variable in used) > IN_MEMORY
+        cut = Cut(ds, recipe, needed=outputs_needed, lazy=slow)
     if not slow and isinstance(source, str | os.PathLike):
         opened.close()
     x_columns, y_columns = columns(recipe)
