@@ -13,7 +13,8 @@ import torch
 import bnnp
 from bnnp.data.collection import Collection, Column
 from bnnp.runs import Run
-from bnnp.workflow import diagnose, evaluate, predict, sample, write_table
+from bnnp.workflow.answers import diagnose, evaluate, predict, sample
+from bnnp.workflow.writing import write_table
 
 
 def collection(sizes: list[int], outputs: int = 1, gaps: bool = False, seed: int = 0, y: Any = None) -> Collection:
@@ -52,7 +53,7 @@ def test_each_task_is_answered_as_if_it_were_alone(outputs: int, gaps: bool) -> 
         alone = fitted.model.condition(xc[seen], np.nan_to_num(yc[seen]), mask=own, num_samples=8, seed=5).predict(xt)
         for j in range(outputs):
             np.testing.assert_allclose(answer.columns[f"y{j}_mean"][i], alone.mean[:, j], rtol=1e-6, atol=1e-9)
-            np.testing.assert_allclose(answer.columns[f"y{j}_sd"][i], alone.std[:, j], rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(answer.columns[f"y{j}_std"][i], alone.std[:, j], rtol=1e-6, atol=1e-9)
             np.testing.assert_allclose(answer.columns[f"y{j}_q10"][i], alone.quantile(0.1)[:, j], rtol=1e-5, atol=1e-7)
 
 
@@ -70,7 +71,7 @@ def test_without_contexts_it_is_the_prior() -> None:
     answer = predict(fitted, None, targets, num_samples=2000)
     draws = fitted.model.prior_samples(targets[0][0], 4000, seed=1)
     spread = torch.as_tensor(np.asarray(draws)).reshape(4000, -1).std(0)
-    np.testing.assert_allclose(answer.columns["y0_sd_epistemic"][0], spread, rtol=0.15)
+    np.testing.assert_allclose(answer.columns["y0_std_epistemic"][0], spread, rtol=0.15)
 
 
 def test_levels_outside_zero_and_one_are_refused() -> None:
@@ -105,7 +106,7 @@ def test_draws_are_coherent_and_have_the_right_spread() -> None:
     answer = sample(fitted, contexts, targets, n=400, num_samples=400)
     draws = np.stack([answer.columns[f"y0_sample{i + 1}"][0] for i in range(400)])
     told = predict(fitted, contexts, targets, num_samples=400)
-    np.testing.assert_allclose(draws.std(0), told.columns["y0_sd_epistemic"][0], rtol=0.2)
+    np.testing.assert_allclose(draws.std(0), told.columns["y0_std_epistemic"][0], rtol=0.2)
     assert [len(v) for v in answer.columns["y0_sample7"]] == [3, 2]
 
 

@@ -79,7 +79,9 @@ EVERYTHING = {*CORE, *EDGE}
 EDGE |= {
     "__init__": EVERYTHING,
     "demos": EVERYTHING | {"bnnp"},
-    "cli": EVERYTHING | {"bnnp", "demos"},
+    "console": {"config", "evaluation", "training"},
+    "commands": EVERYTHING | {"console"},
+    "cli": EVERYTHING | {"bnnp", "commands", "console", "demos"},
     "__main__": {"cli"},
 }
 REQUIRED = {"torch", "numpy", "safetensors"}
@@ -88,7 +90,7 @@ OPTIONAL = set(
     "zarr".split()
 )
 # What cannot be used at all without its optional package, and is imported by nothing but its user.
-NEEDS_ITS_EXTRA = {"cli", "estimator"}
+NEEDS_ITS_EXTRA = {"cli", "commands", "console", "estimator"}
 CORE_ONLY = {"torch", "numpy"}
 
 FACTORISING = set(

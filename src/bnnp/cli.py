@@ -1,6 +1,7 @@
 """The command line: every verb is a thin wrapper around a function that can be imported.
 
-Results go to standard output, progress to standard error. Exit codes: 0 done, 1 something failed, 2 a wrong request, 130 stopped.
+Results go to standard output, progress to standard error. Exit codes: 0 done, 1 something failed (a full disk, a missing package), 2 a
+wrong request (data, settings, a path), 70 a fault of this program, 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ try:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from bnnp.commands import register
+    from bnnp.console import expanded
 except ImportError as missing:  # this module is only ever imported to run the command
     sys.exit(f'The command line needs typer and rich ({missing}). Run: pip install "bnnp[cli]".')
 
@@ -117,9 +121,12 @@ def show(result: DemoResult) -> None:
     console.print(f"Took {seconds['total']:.0f} s, of which training {seconds['training']:.0f} s{again}.", markup=False)
 
 
+register(app)
+
+
 def main() -> None:
     """Run the command line."""
-    app()
+    app(args=expanded(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from bnnp.runs import Run
 from bnnp.seeds import check_count, seeded
 from bnnp.tasks import Context, check_inputs
 
-__all__ = ["predict_dataset", "to_arviz"]
+__all__ = ["level_name", "predict_dataset", "to_arviz"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -121,10 +121,10 @@ def _field(run: Run, ds: Any, grid: Any, quantiles: Sequence[float], samples: in
 
 def _summaries(predictive: Predictive, quantiles: Sequence[float]) -> dict[str, FloatArray]:
     found = {"mean": _numpy(predictive.mean), "std": _numpy(predictive.std)}
-    return found | {_level(q): _numpy(predictive.quantile(q)) for q in quantiles}
+    return found | {level_name(q): _numpy(predictive.quantile(q)) for q in quantiles}
 
 
-def _level(q: float) -> str:
+def level_name(q: float) -> str:
     """Return q05 for 0.05, q97_5 for 0.975."""
     whole, _, rest = f"{100 * q:.6g}".partition(".")
     return f"q{whole:0>2}" + (f"_{rest}" if rest else "")

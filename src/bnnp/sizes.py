@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,21 @@ import numpy as np
 from bnnp.config import Config
 from bnnp.data.collection import Collection
 
-__all__ = ["Chosen", "choose_settings"]
+__all__ = ["CANDIDATES", "Chosen", "choose_settings"]
 
 LOOKED_AT = 100
 MAX_POINTS = 256
 """More points of a task than this are not seen in one step."""
-FLOP_BUDGET = 4e12
-"""What the steps of a fit may cost: a few minutes on two cores."""
+SECONDS = 200.0
+"""How long the steps of a fit may take on one core, roughly."""
+
+
+CANDIDATES: tuple[dict[str, Any], ...] = (
+    {"activation": "sine", "input_scale": 4.0, "learning_rate": 0.01},
+    {"activation": "tanh", "input_scale": 3.0, "learning_rate": 0.03},
+    {"activation": "tanh", "input_scale": 3.0, "learning_rate": 0.01},
+)
+"""Networks that a fit tries briefly before it trains one: none of them is best on all data."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,18 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
     training["shrinkage"] = shrinkage
     if shrinkage > 0 and config.get("training.shrinkage") is None:
         reasons.append(f"shrinkage = {shrinkage:g}: with {num_train} tasks to learn from, the prior is held back towards N(0, I/p)")
-    whole = Config({"model": model, "training": training}).under(config)
+    whole = config.over(Config({"model": model, "training": training}))
     steps = _steps(whole, collection, seen)
     if config.get("training.steps") is None:
         reasons.append(f"steps = {steps}: a few minutes on two cores")
-    every = max(1, (config.get("training.steps") or steps) // 20)
-    rest = Config({"training": {"steps": steps, "checkpoint_every": every}, "split": _shares(collection)})
-    return Chosen(rest.under(whole).under(config), tuple(reasons))
+    steps = config.get("training.steps") or steps
+    rest = Config({"training": {"steps": steps, "checkpoint_every": max(1, steps // 20)}, "split": _shares(collection)})
+    free = not any(config.get(name) for name in ("model.activation", "model.input_scale", "training.learning_rate"))
+    trial = steps // 10 if free and steps >= 1000 and config.over(rest).get("split.validation") > 0 else 0
+    if trial and config.get("training.trial_steps") is None:
+        reasons.append(f"trial_steps = {trial}: {len(CANDIDATES)} networks are tried so long, and the best on validation tasks is trained")
+    rest = Config({"training": {"trial_steps": trial}}).over(rest)
+    return Chosen(whole.over(rest), tuple(reasons))
 
 
 def _shares(collection: Collection) -> dict[str, Any]:
@@ -79,13 +91,12 @@ def _shares(collection: Collection) -> dict[str, Any]:
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
     reasons: list[str] = []
     width = 32 if total < 1000 else 64
-    smooth = collection.x_dim <= 2
     model: dict[str, Any] = {
         "hidden": [width, width],
         "prior": "matrix_normal",
         "spread": 0.9,
-        "input_scale": 4.0 if smooth else 2.0,
-        "activation": "sine" if smooth else "tanh",
+        "input_scale": 4.0 if collection.x_dim <= 2 else 3.0,
+        "activation": "sine" if collection.x_dim <= 2 else "tanh",
         "shared_noise": True,
         "factor_dtype": "float64",
     }
@@ -132,10 +143,11 @@ def _fine(look: list[Any]) -> bool:
 
 
 def _steps(config: Config, collection: Collection, seen: float) -> int:
-    """Return a number of steps whose arithmetic stays within the budget."""
-    widths = [collection.x_dim, *config.get("model.hidden"), collection.y_dim]
-    batch, samples = config.get("training.batch_size"), config.get("training.num_samples")
-    # For each layer: the features of all points, their Gram matrix, and a factorisation; three times that with gradients.
-    layer = [2 * seen * p * d + seen * p * p + p**3 / 3 for p, d in pairwise(widths)]
-    cost = 3.0 * batch * samples * sum(layer)
-    return int(np.clip(round(FLOP_BUDGET / max(cost, 1.0), -2), 1000, 4000))
+    """Return a number of steps that takes a few minutes.
+
+    What a step costs was measured at (64, 64), five tasks and eight particles: so much whatever happens, and so much for each point.
+    """
+    wide = max(max(config.get("model.hidden"), default=1) / 64, 0.5) ** 2
+    load = config.get("training.batch_size") * config.get("training.num_samples") / 40
+    step = 0.02 + 6e-4 * seen * max(wide, 1.0) * load * collection.y_dim**0.5
+    return int(np.clip(round(SECONDS / step, -2), 1000, 4000))

@@ -18,7 +18,7 @@ import numpy as np
 from bnnp.data.collection import Column, Triple
 from bnnp.data.sources import listed
 
-__all__ = ["Cut", "choose", "columns", "normal"]
+__all__ = ["Cut", "check_variable", "choose", "columns", "normal"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
@@ -45,7 +45,7 @@ def choose(ds: Any, notes: list[str], **given: Any) -> dict[str, Any]:
         outputs = [_output(ds, task, inputs or [], clocks)]
         notes.append(f"The output is {outputs[0]}, the only variable that can be.")
     for name in outputs:
-        _check_variable(ds, name, "an output")
+        check_variable(ds, name, "an output")
     dims = [str(d) for d in ds[outputs[0]].dims]
     if task is None:
         windows = [d for d in patch if d in clocks]
@@ -59,6 +59,8 @@ def choose(ds: Any, notes: list[str], **given: Any) -> dict[str, Any]:
     for d in [*task, *patch, *(given["stride"] or {}), *(given["every"] or {})]:
         if d not in dims:
             raise ValueError(f"Expected a dimension of {outputs[0]}: {_sizes(ds, dims)}. Got {d!r}.")
+    if loose := [d for d in given["stride"] or {} if d not in patch]:
+        raise ValueError(f"Expected a stride along dimensions of the patch ({listed(list(patch))}). Got one along {listed(loose)}.")
     single = [d for d in dims if ds.sizes[d] == 1 and d not in task and d not in patch and d not in (inputs or [])]
     dims = [d for d in dims if d not in single]
     notes.extend(f"The dimension {d} has one index and is left out." for d in single)
@@ -122,7 +124,8 @@ def _output(ds: Any, task: list[str] | None, inputs: Sequence[str], clocks: Sequ
     )  # fmt: skip
 
 
-def _check_variable(ds: Any, name: str, role: str) -> None:
+def check_variable(ds: Any, name: str, role: str) -> None:
+    """Refuse a name that no variable has."""
     if name not in ds.variables:
         raise ValueError(f"Expected {role} among the variables {listed(_fields(ds))}. Got {name!r}.")
 
@@ -206,8 +209,8 @@ def _check(ds: Any, recipe: Mapping[str, Any]) -> None:
         )
     for what in ("patch", "stride", "every"):
         for d, n in recipe[what].items():
-            if n < 1 or (what == "stride" and d not in recipe["patch"]):
-                raise ValueError(f"Expected {what} as a positive number of cells along a dimension of the patch. Got {n} along {d}.")
+            if n < 1:
+                raise ValueError(f"Expected {what} as a positive number of cells. Got {n} along {d}.")
 
 
 def _remarks(ds: Any, recipe: Mapping[str, Any]) -> Iterator[str]:
@@ -225,10 +228,10 @@ def _remarks(ds: Any, recipe: Mapping[str, Any]) -> Iterator[str]:
     for name, (low, high) in recipe["longitudes"].items():
         values = np.unique(np.asarray(ds[name].values, dtype=np.float64))
         step = float(np.median(np.diff(values))) if len(values) > 1 else 0.0
-        if high - low + 1.5 * step >= 360:
-            yield f"{name} goes round the globe: the model does not know that its two ends are neighbours."
-        elif len(values) > 2 and np.diff(values).max() > 180:
+        if len(values) > 1 and np.diff(values).max() > 180:
             yield f"{name} jumps by {np.diff(values).max():g} degrees: shift it by 360 degrees so that it does not wrap inside the region."
+        elif high - low + 1.5 * step >= 360:
+            yield f"{name} goes round the globe: the model does not know that its two ends are neighbours."
 
 
 def normal(ds: Any, recipe: Mapping[str, Any]) -> Any:
@@ -319,7 +322,7 @@ class Cut:
     Arguments:
         ds: as `normal` gives it.
         recipe: as `choose` gives it.
-        needed: the outputs have to be there, and tasks without any are left out where that can be seen at once.
+        needed: tasks without any output are left out where that can be seen at once.
         lazy: read a task when it is asked for.
         whole: it is one field of which every cell counts.
 
@@ -329,9 +332,6 @@ class Cut:
 
     def __init__(self, ds: Any, recipe: Mapping[str, Any], needed: bool, lazy: bool, whole: bool = False) -> None:
         self.ds, self.recipe, self.lazy, self.notes = ds, recipe, lazy, list[str]()
-        if needed:
-            for name in recipe["outputs"]:
-                _check_variable(ds, name, "an output")
         self.dims = tuple(d for d in recipe["dims"] if d in ds.sizes)
         self.inputs = [self._load(name) for name in recipe["inputs"]]
         self.outputs = [self._load(name) if name in ds.variables else None for name in recipe["outputs"]]
@@ -458,6 +458,7 @@ class Cut:
         bare = [size == 0 for size in self.sizes]
         if needed and self.lazy:
             self.notes.append("The data are read a task at a time, so tasks without any output were not looked for.")
+            self.notes.extend(self._chunks())
         elif needed and not all(v is not None and _is_whole(v) for v in self.outputs):
             bare = [size == 0 or not self.read_mask(i).any() for i, size in enumerate(self.sizes)]
         if any(bare):
@@ -471,15 +472,16 @@ class Cut:
         return mask[kept]
 
     def _name(self) -> list[str]:
-        """Return a name for each task; a name that comes again gets a number."""
-        seen: Counter[str] = Counter()
-        names = []
-        for place in self.places:
-            at = np.unravel_index(place, self.lengths) if self.axes else ()
-            name = " ".join(axis.labels[int(i)] for axis, i in zip(self.axes, at, strict=True)) or "all"
-            seen[name] += 1
-            names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-        return names
+        """Return a name for each task."""
+        where = [np.unravel_index(place, self.lengths) if self.axes else () for place in self.places]
+        return [" ".join(axis.labels[int(i)] for axis, i in zip(self.axes, at, strict=True)) or "all" for at in where]
+
+    def _chunks(self) -> Iterator[str]:
+        """Yield a remark on each variable that is stored in chunks much larger than a task."""
+        for name in {*self.recipe["outputs"], *self.recipe["inputs"]} & set(map(str, self.ds.variables)):
+            chunk = self.ds[name].encoding.get("chunksizes") or self.ds[name].encoding.get("chunks")
+            if chunk and prod(chunk) > 4 * max(self.sizes, default=0):
+                yield f"{name} is stored in chunks of {' x '.join(map(str, chunk))}, so each task costs the reading of a whole chunk."
 
 
 def _is_whole(variable: _Variable) -> bool:

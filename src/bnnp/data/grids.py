@@ -6,6 +6,7 @@ variables. Nothing is read until a task is asked for, unless all of it fits in m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bnnp.data.collection import Collection
-from bnnp.data.fields import Cut, choose, columns, normal
+from bnnp.data.fields import Cut, check_variable, choose, columns, normal
 from bnnp.data.sources import open_dataset
 
 __all__ = ["Field", "grid_dataset", "grid_points", "read_grid"]
@@ -75,20 +76,24 @@ def read_grid(
         >>> read_grid(ds)[1][0].ravel().tolist()
         [10.0, 20.0, 30.0, 40.0]
     """
-    ds, mark = open_dataset(source)
+    opened, mark = open_dataset(source)
     given = {"task": task, "inputs": inputs, "outputs": outputs, "patch": patch, "stride": stride, "every": every, "relative": relative}
     notes: list[str] = []
     if recipe is None:
-        recipe = choose(ds, notes, **given)
+        recipe = choose(opened, notes, **given)
     else:
         said = [name for name, value in given.items() if value is not None]
         if said or recipe.get("kind") != "grid":
             got = f"{', '.join(said)} beside it" if said else f"a recipe for {recipe.get('kind')!r}"
             raise ValueError(f"Expected the recipe of a grid alone, or arguments without a recipe. Got {got}.")
-    ds = normal(ds, recipe)
+    for name in recipe["outputs"] if outputs_needed else ():
+        check_variable(opened, name, "an output")
+    ds = normal(opened, recipe)
     used = [ds[name] for name in {*recipe["inputs"], *recipe["outputs"]} if name in ds.variables]
     slow = lazy if lazy is not None else 8 * sum(variable.size for variable in used) > IN_MEMORY
     cut = Cut(ds, recipe, needed=outputs_needed, lazy=slow)
+    if not slow and isinstance(source, str | os.PathLike):
+        opened.close()
     x_columns, y_columns = columns(recipe)
     return Collection(
         cut.read, cut.sizes, cut.names, x_columns, y_columns, recipe, (*notes, *cut.notes), mark, cut.ordered, cut.groups, slow, cut.overlap

@@ -259,9 +259,13 @@ def _numpy(path: Path, archive: bool, lazy: bool | None, key: str | None = None)
     """Read a .npy or .npz file; nothing in it is executed."""
     large = path.stat().st_size > IN_MEMORY if lazy is None else lazy
     try:
-        if not archive:
-            return np.load(path, allow_pickle=False, mmap_mode="r" if large else None)
-        with np.load(path, allow_pickle=False) as arrays:
+        if not archive and large:
+            return np.load(path, allow_pickle=False, mmap_mode="r")
+        # Opened here, since numpy leaves a damaged file open.
+        with path.open("rb") as file:
+            if not archive:
+                return np.load(file, allow_pickle=False)
+            arrays = np.load(file, allow_pickle=False)
             images = [name for name in arrays.files if arrays[name].ndim in (3, 4)] if key is None else [key]
             if len(images) != 1 or images[0] not in arrays.files:
                 there = listed([f"{name} {arrays[name].shape}" for name in arrays.files])
@@ -294,7 +298,7 @@ def _idx(path: Path, lazy: bool | None, labels: bool = False) -> Any:
             if len(shape) < head[3] or not need:
                 raise ValueError(f"Expected the lengths of {head[3]} axes in {path}. Got {shape}. The file is empty or cut short.")
             if labels != (len(shape) == 1):
-                what = ("labels, with one axis", "images, with three or four")[not labels]
+                what = ("labels, with one axis,", "images, with three or four axes,")[not labels]
                 raise ValueError(f"Expected {what} in {path}. Got shape {shape}. Is it the other of two files?")
             large = path.stat().st_size > IN_MEMORY if lazy is None else lazy
             if not zipped and path.stat().st_size == 4 + 4 * len(shape) + need and large:

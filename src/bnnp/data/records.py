@@ -42,6 +42,7 @@ class Record:
         units: of each lead; "" where not known.
         path: of the header without its ending; None for an array.
         data: all samples with shape (length, leads), for an array.
+        segments: for a record in segments, the first sample and the record of each; there is none in a gap.
         notes: what a person should know of it.
     """
 
@@ -52,6 +53,7 @@ class Record:
     units: tuple[str, ...]
     path: Path | None = None
     data: FloatArray | None = None
+    segments: tuple[tuple[int, Record], ...] = ()
     notes: tuple[str, ...] = ()
 
     def read(self, leads: Sequence[str], start: int = 0, stop: int | None = None) -> FloatArray:
@@ -62,11 +64,12 @@ class Record:
         """
         end = self.length if stop is None else stop
         at = [self.leads.index(lead) for lead in leads]
-        if self.path is None:
-            assert self.data is not None
+        if self.data is not None:
             return self.data[start:end, at]
-        if end <= start:
+        if end <= start or self.path is None:
             return np.zeros((0, len(at)))
+        if self.segments:
+            return self._join(leads, start, end)
         # wfdb gives channels in the order of the file, or of the list, by its version: so each is found by its place.
         wanted = sorted(set(at))
         found = _call(self.path, "rdrecord", str(self.path), sampfrom=start, sampto=end, channels=wanted)
@@ -76,6 +79,16 @@ class Record:
                 f"Expected {end - start} samples of {len(wanted)} leads in {self.path}. Got shape {values.shape}: it is damaged."
             )
         return values[:, [wanted.index(i) for i in at]]
+
+    def _join(self, leads: Sequence[str], start: int, stop: int) -> FloatArray:
+        """Return a stretch of a record in segments, which need not all have the same leads."""
+        values = np.full((stop - start, len(leads)), np.nan)
+        for first, segment in self.segments:
+            low, high = max(start, first), min(stop, first + segment.length)
+            there = [j for j, lead in enumerate(leads) if lead in segment.leads]
+            if low < high and there:
+                values[low - start : high - start, there] = segment.read([leads[j] for j in there], low - first, high - first)
+        return values
 
     def beats(self, extension: str) -> tuple[IntArray, list[str], int]:
         """Return the samples at which beats were annotated, their symbols, and the number of other annotations.
@@ -214,46 +227,71 @@ def _open(path: Path, name: str) -> tuple[Record, list[Path]]:
     if not header.stat().st_size:
         raise ValueError(f"Expected a WFDB header in {header}. Got an empty file. Take another copy.")
     top = _call(header, "rdheader", str(path))
-    segments = [s for s in getattr(top, "seg_name", None) or [] if s != "~"]
-    heads = [(path.with_name(s), _call(path, "rdheader", str(path.with_name(s)))) for s in segments] or [(path, top)]
-    files = [header, *(Path(f"{p}.hea") for p, _ in heads[: len(segments)])]
-    sizes: dict[Path, tuple[int, int, float]] = {}
-    for own, head in heads:
-        sizes.update(_files(own, head))
-    files += sorted(sizes)
-    like = heads[0][1]
-    leads, units = [str(n) for n in like.sig_name or []], [str(u or "") for u in like.units or []]
+    if hasattr(top, "seg_name"):
+        return _open_segments(path, name, top)
+    files = [header, *_files(path, top)]
+    leads, units = [str(n) for n in top.sig_name or []], [str(u or "") for u in top.units or []]
     if not leads:
         raise ValueError(f"Expected signals in the record {path}. Got a header without any.")
     notes: list[str] = []
     if again := sorted({n for n in leads if leads.count(n) > 1}):
         leads = [n if leads.index(n) == i else f"{n}#{leads[:i].count(n) + 1}" for i, n in enumerate(leads)]
         notes.append(f"{name} has several leads called {listed(again)}; later ones got a number.")
-    fast = [n for n, k in zip(leads, like.samps_per_frame or [], strict=False) if k and k > 1]
+    fast = [n for n, k in zip(leads, top.samps_per_frame or [], strict=False) if k and k > 1]
     if fast:
         notes.append(f"{name} has more than one sample in a frame of {listed(fast)}; they are averaged to {float(top.fs):g} Hz.")
-    length = top.sig_len
+    length, data = top.sig_len, None
     if length is None:
-        length = min((int((size - before) // share) for size, before, share in sizes.values() if share), default=0)
+        # The header need not say how long a record is; then wfdb reads all of it or nothing.
+        data = np.asarray(_call(path, "rdrecord", str(path)).p_signal, dtype=np.float64)
+        length = len(data)
     if not top.fs or not length or length < 0:
         raise ValueError(f"Expected a rate and samples in the record {path}. Got a rate of {top.fs} and {length} samples.")
-    return Record(name, float(top.fs), int(length), tuple(leads), tuple(units), path, notes=tuple(notes)), files
+    return Record(name, float(top.fs), int(length), tuple(leads), tuple(units), path, data, notes=tuple(notes)), files
 
 
-def _files(path: Path, head: Any) -> dict[Path, tuple[int, int, float]]:
-    """Return the files of samples with their size, the bytes before the samples, and those of each frame; refuse one cut short."""
-    found: dict[Path, tuple[int, int, float]] = {}
+def _open_segments(path: Path, name: str, top: Any) -> tuple[Record, list[Path]]:
+    """Read the header of a record in segments, and those of its segments."""
+    begins = np.cumsum([0, *top.seg_len]).tolist()
+    files, parts = [Path(f"{path}.hea")], []
+    units: dict[str, str] = {}
+    for begin, length, own in zip(begins, top.seg_len, top.seg_name, strict=False):
+        # ~ is a gap; a segment of length 0 lists the leads only.
+        if own == "~" or not length:
+            continue
+        if not Path(f"{path.parent / own}.hea").is_file():
+            raise FileNotFoundError(f"Expected {path.parent / own}.hea, a segment of {path.name}. Got no such file. Copy it beside.")
+        if _segments(path.parent / own):
+            raise ValueError(f"Expected the segment {own} of {path} to be an ordinary record. Got one with segments. It is damaged.")
+        part, more = _open(path.parent / own, own)
+        if (
+            part.rate != top.fs
+            or part.length != length
+            or any(units.setdefault(n, u) != u for n, u in zip(part.leads, part.units, strict=True))
+        ):
+            raise ValueError(f"Expected one rate and unit, and {length} samples, in the segment {own} of {path}. Got other ones.")
+        parts.append((int(begin), part))
+        files += more
+    if not parts:
+        raise ValueError(f"Expected samples in the record {path}. Got gaps only.")
+    notes = tuple(dict.fromkeys(note for _, part in parts for note in part.notes))
+    return Record(name, float(top.fs), int(begins[-1]), tuple(units), tuple(units.values()), path, None, tuple(parts), notes), files
+
+
+def _files(path: Path, head: Any) -> list[Path]:
+    """Return the files of samples of a record; refuse one that is not there or cut short."""
+    # For each file the bytes before the samples, and those of each frame.
+    found: dict[Path, tuple[int, float]] = {}
     for i, name in enumerate(head.file_name or []):
         if name == "~":
             continue
         file = path.parent / name
         if not file.is_file():
             raise FileNotFoundError(f"Expected {file}, which the header {path.name}.hea names. Got no such file. Copy it beside.")
-        each = BYTES.get(str(head.fmt[i]), 0.0) * (head.samps_per_frame[i] or 1)
-        size, before, share = found.get(file, (file.stat().st_size, int(head.byte_offset[i] or 0), 0.0))
-        found[file] = (size, before, share + each)
-    for file, (size, before, share) in found.items():
-        need = before + int(share * (head.sig_len or 0))
+        before, share = found.get(file, (int(head.byte_offset[i] or 0), 0.0))
+        found[file] = (before, share + BYTES.get(str(head.fmt[i]), 0.0) * (head.samps_per_frame[i] or 1))
+    for file, (before, share) in found.items():
+        need, size = before + int(share * (head.sig_len or 0)), file.stat().st_size
         if share and size < need:
             raise ValueError(f"Expected {need} bytes in {file}, as its header says. Got {size}: it is cut short. Take another copy.")
-    return found
+    return sorted(found)

@@ -100,15 +100,17 @@ def need_tasks(cells: Mapping[str, Cells], source: Source, inputs: Sequence[str]
         rows = int((~cell.missing).sum())
         count = cell.distinct() if cell.kind in ("text", "integer", "date", "boolean") and cell.name not in outputs else 0
         if 2 <= count <= rows / 2:
-            found.append((cell.name in unlikely, count < FEW_TASKS, rows / count < 5, cell.name, count, rows / count))
+            found.append(
+                (cell.name in unlikely, count < FEW_TASKS, rows / count < 5, cell.kind == "integer", cell.name, count, rows / count)
+            )
     found.sort()
     series = "cut a long series into windows, with window=50 and the column of time as order."
     if found:
         how = "Name the column, or columns, that tell one task from another; these could:\n"
         how += "\n".join(f"  {name!r}: {count} tasks of about {size:.3g} points" for *_, name, count, size in found[:8])
-        how += f"\nFor instance: {command(source, found[0][3], inputs, outputs)}"
+        how += f"\nFor instance: {command(source, found[0][4], inputs, outputs)}"
         if found[0][1]:
-            how += f"\nBut {found[0][4]} tasks are few to learn a prior from: name a finer column, or several together."
+            how += f"\nBut {found[0][5]} tasks are few to learn a prior from: name a finer column, or several together."
         how += f"\nOr, if rows follow one another in time, {series}"
     else:
         how = f"No column repeats, so none can name tasks. If rows follow one another in time, {series}"

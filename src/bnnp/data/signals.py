@@ -120,7 +120,7 @@ def _recipe(records: Sequence[Record], leads: list[str] | None, given: Mapping[s
     task = given["task"] or ("beat" if given["beats"] else "window")
     if task not in ("window", "beat", "record") or (given["beats"] and task != "beat"):
         raise ValueError(f"Expected task as 'window', 'beat' or 'record' (beats only with 'beat'). Got {given['task']!r}.")
-    window, rate = float(given["window"] or 2.0), given["rate"]
+    window, rate = float(2.0 if given["window"] is None else given["window"]), given["rate"]
     stride = float(window if given["stride"] is None else given["stride"])
     if not (window > 0 and stride > 0) or (rate is not None and not 0 < rate < np.inf):
         raise ValueError(f"Expected window, stride and rate above 0. Got window={given['window']}, stride={given['stride']}, rate={rate}.")

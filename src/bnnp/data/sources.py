@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import warnings
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -104,12 +106,87 @@ def _engine(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(8)
     if head[:3] == b"CDF" and len(head) == 8:
+        _check_classic(path)
         return "classic"
     if head == b"\x89HDF\r\n\x1a\n":
         return "hdf"
     what = {b"": "an empty file", b"GRIB": "GRIB; convert it to netCDF first", b"\x1f\x8b": "a gzip file; unpack it first"}
     found = next((said for mark, said in what.items() if (head.startswith(mark) if mark else not head)), "something else")
     raise ValueError(f"Expected netCDF, with CDF or HDF in its first bytes, in {path}. Got {found}. Take another file.")
+
+
+def _check_classic(path: Path) -> None:
+    """Refuse a file of the classic netCDF format that is shorter than its header says: the library would read zeros there.
+
+    References:
+        NetCDF Classic Format Specification, Unidata: header, dim_list, att_list and var_list.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            need = _Classic(file).end()
+    except (struct.error, IndexError, KeyError, ValueError, OverflowError, MemoryError) as error:
+        raise _damaged(path, ValueError(f"a header that ends or goes wrong ({type(error).__name__})")) from None
+    if size < need:
+        raise _damaged(path, ValueError(f"{size} bytes where the header says {need}"))
+
+
+class _Classic:
+    """Walk through the header of a classic netCDF file as far as it says how long the file has to be."""
+
+    SIZES: ClassVar[dict[int, int]] = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.version = file, file.read(4)[3]
+        if self.version not in (1, 2, 5):
+            raise ValueError(self.version)
+
+    def number(self, code: str) -> int:
+        """Read one number: "i" of 4 bytes, "q" of 8, "n" of the width that counts have in this version."""
+        code = {"n": "q" if self.version == 5 else "I", "o": "I" if self.version == 1 else "q"}.get(code, code)
+        (value,) = struct.unpack(f">{code}", self.file.read(struct.calcsize(f">{code}")))
+        if value < 0:
+            raise ValueError(value)
+        return int(value)
+
+    def skip(self, size: int) -> None:
+        """Pass over so many bytes, filled up to a multiple of 4."""
+        self.file.seek(-(-size // 4) * 4, os.SEEK_CUR)
+
+    def attributes(self) -> None:
+        """Pass over a list of attributes."""
+        self.number("I")
+        for _ in range(self.number("n")):
+            self.skip(self.number("n"))
+            kind = self.number("I")
+            self.skip(self.number("n") * self.SIZES[kind])
+
+    def end(self) -> int:
+        """Return the number of bytes up to the last value."""
+        records = self.number("n")
+        self.number("I")
+        lengths = []
+        for _ in range(self.number("n")):
+            self.skip(self.number("n"))
+            lengths.append(self.number("n"))
+        self.attributes()
+        self.number("I")
+        fixed, rows = [0], []
+        for _ in range(self.number("n")):
+            self.skip(self.number("n"))
+            shape = [lengths[self.number("n")] for _ in range(self.number("n"))]
+            self.attributes()
+            each = self.SIZES[self.number("I")]
+            self.number("n")
+            begin = self.number("o")
+            if shape and shape[0] == 0:
+                rows.append((begin, each * prod(shape[1:])))
+            else:
+                fixed.append(begin + each * prod(shape))
+        if not rows or records in (0, 2**32 - 1, 2**63 - 1):
+            return max(fixed)
+        row = rows[0][1] if len(rows) == 1 else sum(-(-size // 4) * 4 for _, size in rows)
+        return max(*fixed, *(begin + (records - 1) * row + size for begin, size in rows))
 
 
 def _read(xarray: Any, path: Path, engine: str) -> Any:

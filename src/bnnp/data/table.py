@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bnnp.data.codings import UNITS, Cells, Coding, dates_as_text, encode, examine, learn
+from bnnp.data.codings import UNITS, Cells, Coding, check_kind, dates_as_text, encode, examine, learn
 from bnnp.data.collection import Collection, Column, Triple
 from bnnp.data.cutting import Groups, cut_windows, group_rows, length_of, unlike
 from bnnp.data.frames import Source, open_source
@@ -39,6 +39,7 @@ class Plan:
         window: length of a window; None for none.
         stride: from one window to the next.
         in_rows: both count rows, and not units of the column of time.
+        since_start: the column of time is an input, and counts from the start of the window.
         dropped: columns of numbers that never varied, and are left out.
         categories: columns that are categories because it was said.
         names: given to the columns of the file.
@@ -51,6 +52,7 @@ class Plan:
     window: float | None = None
     stride: float | None = None
     in_rows: bool = True
+    since_start: bool = False
     dropped: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
@@ -64,9 +66,7 @@ class Plan:
     @property
     def shifted(self) -> int | None:
         """Return which input is time since the start of a window."""
-        if self.window is None or self.order is None or self.order.column not in self.roles.inputs:
-            return None
-        return self.roles.inputs.index(self.order.column)
+        return self.roles.inputs.index(self.order.column) if self.since_start and self.order else None
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -84,6 +84,7 @@ class Plan:
             "window": self.window,
             "stride": self.stride,
             "in_rows": self.in_rows,
+            "since_start": self.since_start,
             "dropped": list(self.dropped),
             "categories": list(self.categories),
             "names": list(self.names) if self.names else None,
@@ -109,6 +110,7 @@ class Plan:
                 recipe["window"],
                 recipe["stride"],
                 bool(recipe["in_rows"]),
+                bool(recipe["since_start"]),
                 tuple(recipe["dropped"]),
                 tuple(recipe["categories"]),
                 tuple(recipe["names"]) if recipe["names"] else None,
@@ -184,7 +186,7 @@ def read_table(
         if extra:
             raise ValueError(f"Expected a recipe, or how to cut the table. Got both a recipe and {', '.join(extra)}. Leave one out.")
         plan = Plan.from_dict(recipe)
-        table = _Table.open(source, names or plan.names, plan.roles.used, (*plan.task, *plan.categories), delimiter, encoding)
+        table = _Table.open(source, names, plan.roles.used, (*plan.task, *plan.categories), delimiter, encoding, plan)
         table.examine(plan.roles.used, day_first, plan)
         return _cut(table, plan, plan.roles, outputs_needed, drop_missing_inputs)
     given = Roles(tuple_of(task, "task"), tuple_of(inputs, "inputs"), tuple_of(outputs, "outputs"), order)
@@ -211,7 +213,7 @@ def read_table(
         hop, hop_in_rows = length_of(stride if stride is not None else window, timing, "stride")
         if in_rows != hop_in_rows:
             raise ValueError(f"Expected window and stride both in rows or both in units of the order. Got {window!r} and {stride!r}.")
-        plan = replace(plan, window=length, stride=hop, in_rows=in_rows)
+        plan = replace(plan, window=length, stride=hop, in_rows=in_rows, since_start=roles.order in roles.inputs)
     return _cut(table, plan, roles, outputs_needed, drop_missing_inputs, units or {})
 
 
@@ -225,10 +227,14 @@ class _Table:
     as_text: tuple[str, ...]
 
     @staticmethod
-    def open(source: Any, names: Any, wanted: Sequence[str], as_text: Sequence[str], delimiter: str | None, encoding: str | None) -> _Table:
+    def open(
+        source: Any, names: Any, wanted: Sequence[str], as_text: Sequence[str], delimiter: Any, encoding: Any, plan: Plan | None = None
+    ) -> _Table:
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise TypeError(f"Expected names as a list of text. Got {names!r}.")
         opened = open_source(source, names, wanted if names is None else (), delimiter, encoding)
+        if plan is not None and plan.names and not {*wanted} <= {*opened.names}:  # the later file has no header either
+            opened = open_source(source, plan.names, (), delimiter, encoding)
         check_names(wanted, opened)
         return _Table(opened, {}, list(opened.notes), tuple(as_text))
 
@@ -303,9 +309,12 @@ def _cut(
 ) -> Collection:
     """Select rows, bring them in order, cut them, and encode them; learn the codings where the plan has none."""
     row, cells = table.source.row, table.cells
+    for name in (*roles.inputs, *roles.outputs):
+        check_kind(cells[name], row, name in plan.categories or any(c.column == name and c.levels for c in plan.inputs))
     keep = _select(table, roles, outputs_needed, drop_missing_inputs)
     time = encode(cells[plan.order.column], plan.order, row) if plan.order else None
     groups = group_rows([cells[name] for name in roles.task], keep, time)
+    found = len(groups.names)
     if plan.window is None:
         spans, groups = _as_groups(table, groups, roles)
     else:
@@ -313,8 +322,8 @@ def _cut(
     if not len(spans.starts):
         what = "windows" if plan.window is not None else "tasks"
         raise ValueError(
-            f"Expected {what} of at least 2 points in {table.source.where}. Got none of {len(keep)} points in {len(groups.names)} "
-            f"group{'' if len(groups.names) == 1 else 's'}. "
+            f"Expected {what} of at least 2 points in {table.source.where}. Got none of {len(keep)} points in {found} "
+            f"group{'' if found == 1 else 's'}. "
             + ("Name a column that many rows share as the task." if plan.window is None else "Give a shorter window.")
         )
     if units is not None:
@@ -351,14 +360,14 @@ def _as_windows(table: _Table, groups: Groups, plan: Plan, time: FloatArray | No
         said.append(_left_out(cut.small, "window", " with fewer than 2 points"))
     if cut.sparse:
         said.append(f"There are gaps: windows with fewer than half the points for their time, {cut.sparse:,} of {len(cut.starts):,}.")
-    if plan.shifted is not None and plan.order:
+    if plan.since_start and plan.order:
         said.append(f"{plan.order.column!r} is the time since the start of its window.")
     table.notes.extend(said)
     labels = _times(cut.origins, plan.order) if time is not None else [f"row {int(i) + 1}" for i in cut.origins]
     names = [f"{groups.names[i]} from {label}" if groups.names[i] else f"from {label}" for i, label in zip(cut.series, labels, strict=True)]
     above = [groups.names[i] for i in cut.series] if plan.task else None
     overlap = int(np.ceil(plan.window / plan.stride)) - 1
-    zeros = cut.origins if plan.shifted is not None else None
+    zeros = cut.origins if plan.since_start else None
     return _Spans(cut.starts, cut.stops, unlike(names), above, zeros, True, overlap)
 
 
@@ -513,14 +522,14 @@ def read_points(
     groups_by = tuple_of(task, "task")
     active = [c for c in plan.inputs if any(column.name not in plan.dropped for column in c.columns)]
     asked = [*groups_by, *(c.column for c in active if c.kind != "category"), *(c.column for c in plan.outputs if outputs)]
-    opened = open_source(source, names, asked if names is None else (), delimiter, encoding)
-    check_names(asked, opened)
+    table = _Table.open(source, names, asked, (), delimiter, encoding, plan)
+    opened = table.source
     if not groups_by and plan.task and {*plan.task} <= {*opened.names}:
         groups_by = plan.task
     inputs = tuple(part for c in active for part in _as_given(c, plan, opened))
     found = tuple(c for c in plan.outputs if c.column in opened.names)
     roles = Roles(groups_by, tuple(c.column for c in inputs), tuple(c.column for c in found), None)
-    table = _Table(opened, {}, list(opened.notes), (*groups_by, *(c.column for c in plan.inputs if c.kind == "category")))
+    table.as_text = (*groups_by, *(c.column for c in plan.inputs if c.kind == "category"))
     table.examine(roles.used, None, plan)
     keep = _select(table, replace(roles, outputs=roles.outputs or roles.inputs), False, False)
     groups = group_rows([table.cells[name] for name in roles.task], keep, first_seen=True)
@@ -531,7 +540,7 @@ def read_points(
         if c in found:
             values[:, j] = encode(table.cells[c.column], c, rows, given=True)[groups.rows]
     spans = _Spans(groups.starts[:-1], groups.starts[1:], groups.names if roles.task else ["points"], None)
-    final = _collection(replace(plan, inputs=inputs, window=None), xs, values, spans, tuple(table.notes))
+    final = _collection(replace(plan, inputs=inputs, since_start=False), xs, values, spans, tuple(table.notes))
     return replace(final, recipe=recipe, rows=groups.rows)
 
 

@@ -13,6 +13,7 @@ import torch
 from bnnp.data.collection import Collection
 from bnnp.evaluation import Evaluation
 from bnnp.evaluation import evaluate as score
+from bnnp.export import level_name
 from bnnp.posterior import Posterior
 from bnnp.predictive import Predictive
 from bnnp.runs import Run
@@ -72,7 +73,7 @@ def posteriors(
     for start in range(0, len(targets), BATCH):
         at = list(range(start, min(start + BATCH, len(targets))))
         seen = [nothing if contexts is None else contexts[known[targets.names[i]]] for i in at]
-        triples = [tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in task) for task in seen]
+        triples = [tuple(torch.from_numpy(np.array(part)) for part in task) for task in seen]  # readers may share what they give
         batch = collate([(x, torch.where(mask, y, torch.zeros_like(y)), mask) for x, y, mask in triples])
         mask = batch.observed.expand_as(batch.y) if run.model.y_dim > 1 else batch.mask
         yield run.model.condition(batch.x, batch.y, mask=mask, num_samples=num_samples, seed=seed), [targets[i][0] for i in at], at
@@ -83,6 +84,18 @@ def _padded(xs: Sequence[FloatArray]) -> torch.Tensor:
     most = max(len(x) for x in xs)
     filled = [np.concatenate([x, np.repeat(x[-1:] if len(x) else np.zeros((1, x.shape[1])), most - len(x), axis=0)]) for x in xs]
     return torch.from_numpy(np.stack(filled))
+
+
+def check_levels(quantiles: Sequence[float]) -> list[float]:
+    """Return levels of quantiles.
+
+    Raises:
+        ValueError: one is not between 0 and 1.
+    """
+    levels = [float(q) for q in quantiles]
+    if not all(0 < q < 1 for q in levels):
+        raise ValueError(f"Expected quantiles between 0 and 1. Got {', '.join(f'{q:g}' for q in levels)}.")
+    return levels
 
 
 def predict(
@@ -110,9 +123,7 @@ def predict(
     Raises:
         ValueError: a task without a context, or levels that are none.
     """
-    levels = [float(q) for q in quantiles]
-    if not all(0 < q < 1 for q in levels):
-        raise ValueError(f"Expected quantiles between 0 and 1. Got {', '.join(f'{q:g}' for q in levels)}.")
+    levels = check_levels(quantiles)
     columns: dict[str, list[Any]] = {}
     remarks: list[str] = []
     for posterior, xs, _ in posteriors(run, contexts, targets, num_samples, seed):
@@ -132,8 +143,8 @@ def _said(run: Run, predictive: Predictive, levels: Sequence[float]) -> dict[str
     if run.model.likelihood.labels:
         return _labels(run, predictive)
     said: dict[str, Any] = {}
-    moments = {"mean": predictive.mean, "sd": predictive.std, "sd_epistemic": predictive.epistemic_std}
-    moments |= {f"q{100 * q:g}".replace(".", "_"): predictive.quantile(q) for q in levels}
+    moments = {"mean": predictive.mean, "std": predictive.std, "std_epistemic": predictive.epistemic_std}
+    moments |= {level_name(q): predictive.quantile(q) for q in levels}
     for j, column in enumerate(run.outputs):
         said |= {f"{column.name}_{name}": value[..., j].cpu().double().numpy() for name, value in moments.items()}
     return said
