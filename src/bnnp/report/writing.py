@@ -305,7 +305,7 @@ def _data(facts: _Facts) -> list[Html]:
     low, middle, high = known.points
     sizes = f"{low}" if low == high else f"{low} to {high} (median {middle:g})"
     rows = [
-        [str(Column(row["name"], row["unit"])), side, number(row["min"], 4), number(row["mean"], 4), number(row["max"], 4), missing]
+        [str(Column(row["name"], row["unit"])), side, *_range(row), missing]
         for side, columns in (("input", known.inputs), ("output", known.outputs))
         for row in columns
         for missing in [f"{100 * row['missing']:.3g} %" if row.get("missing") else "none"]
@@ -323,6 +323,13 @@ def _data(facts: _Facts) -> list[Html]:
     else:
         parts.append(paragraph("Nothing was dropped, encoded or assumed."))
     return [*parts, figure(plots_data.collection(facts.train, facts.seed), "Some training tasks, taken at random.")]
+
+
+def _range(row: Mapping[str, Any]) -> list[str]:
+    """Return smallest, mean and largest value; what is nothing beside the others is 0."""
+    values = [float(row[name]) for name in ("min", "mean", "max")]
+    size = max(map(abs, values))
+    return [number(0.0 if abs(value) < 1e-12 * size else value, 4) for value in values]
 
 
 def _model(facts: _Facts) -> list[Html]:
