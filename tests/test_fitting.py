@@ -16,11 +16,12 @@ import pytest
 import torch
 
 import bnnp
+import bnnp.workflow.fitting
 from bnnp.config import Config
 from bnnp.data.collection import Collection, Column
 from bnnp.runs import Run, read_record
 from bnnp.sizes import choose_settings
-from bnnp.workflow import fit, plan, resume
+from bnnp.workflow.fitting import fit, plan, resume
 
 QUICK = Config({"training": {"steps": 12, "checkpoint_every": 3, "num_samples": 2}, "model": {"hidden": [4]}})
 
@@ -101,6 +102,41 @@ def test_a_fit_that_was_stopped_is_no_run_yet(tmp_path: Path, monkeypatch: pytes
 
 def stopped(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
+
+
+def test_networks_are_tried_and_the_best_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after the second trial, the fit goes on to the same choice without doing the first two again."""
+    tried = Config({"training": {**QUICK.section("training"), "trial_steps": 6}, "model": {"hidden": [4]}})
+    whole = fit(tasks(), tmp_path / "whole", tried, progress=False)
+    trials = read_record(tmp_path / "whole")["trials"]
+    best = max(trials, key=lambda trial: trial["score"])
+    assert len(trials) == 3 and all(trial["score"] is not None for trial in trials)
+    assert (whole.config["model"]["activation"], whole.config["training"]["learning_rate"]) == (best["activation"], best["learning_rate"])
+    assert whole.model.config["activation"] == best["activation"]
+    learn, calls = bnnp.workflow.fitting.meta_train, []  # type: ignore[attr-defined]
+
+    def stop_at_third(*arguments: Any, **options: Any) -> Any:
+        calls.append(options["folder"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return learn(*arguments, **options)
+
+    monkeypatch.setattr("bnnp.workflow.fitting.meta_train", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tasks(), tmp_path / "stopped", tried, progress=False)
+    monkeypatch.undo()
+    assert same(whole, resume(tmp_path / "stopped", tasks(), progress=False))
+
+
+@pytest.mark.parametrize(
+    ("said", "steps"),
+    [({}, 100), ({"model": {"activation": "relu"}}, 0), ({"training": {"learning_rate": 0.1}}, 0), ({"split": {"validation": 0.0}}, 0)],
+)
+def test_what_a_person_chose_is_not_tried(said: Any, steps: int) -> None:
+    config = (
+        Config({"training": {"steps": 1000}}) if "training" not in said else Config({"training": {"steps": 1000, "learning_rate": 0.1}})
+    )
+    assert choose_settings(tasks(), 20, Config(said).over(config)).config.get("training.trial_steps") == steps
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "newer", "other", "keys", "binary"])

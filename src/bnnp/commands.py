@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -240,14 +241,21 @@ def diagnose(model: Model, context: Annotated[str, typer.Argument(help="What was
 
 def report(
     model: Model, data: Annotated[str | None, typer.Argument(help="New data; without it the tasks that were held out.")] = None,
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"), start: Start = None, stop: Stop = None,
-    leads: Leads = None, samples: Samples = 64, seed: Seed = 0, as_json: Json = False, quiet: Quiet = False,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    train: Annotated[str | None, typer.Option(help="Where the data of the fit are now, if they were moved.")] = None,
+    start: Start = None, stop: Stop = None, leads: Leads = None, samples: Samples = 64, seed: Seed = 0,
+    as_json: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Write one page on the model: its data, learning, scores beside simple rivals, calibration, best and worst tasks, warnings."""
     torch.set_num_threads(1)
     with told(as_json):
         run = Run.open(model)
-        judged = verbs.judged(run, data, start=start, stop=stop, leads=leads)
+        judged = verbs.judged(run, data, learned_from=train, start=start, stop=stop, leads=leads)
+        if judged.train is None:
+            raise FileNotFoundError(
+                f"Expected the data that the model learned from, since simple rivals learn from them too. Got nothing at "
+                f"{run.data.get('path')}. Say where they are now with --train."
+            )
         progress = None if quiet else lambda text: typer.echo(text, err=True)
         found = write_report(run, judged.train, judged.test, out, seed=seed, num_samples=samples, progress=progress)
         give(as_json, found.to_dict(), lambda: ask().print(f"Report: {out}", markup=False))
@@ -258,10 +266,11 @@ def explore(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     samples: Samples = 64,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Open a page on this machine where one clicks data in and watches the posterior move."""
     torch.set_num_threads(1)
-    with told(stopped="Closed."):
+    with told(as_json, "Closed."):
         run = Run.open(model)
         tasks: Collection | None = None
         try:
@@ -270,7 +279,8 @@ def explore(
             if data is not None:
                 raise
             typer.echo(f"No tasks to load: {error}", err=True)
-        serve(run, data=tasks, port=port, open_browser=browser, samples=samples)
+        announce = (lambda words: typer.echo(json.dumps({"said": str(words)}))) if as_json else typer.echo
+        serve(run, data=tasks, port=port, open_browser=browser, samples=samples, announce=announce)
 
 
 def config(

@@ -223,6 +223,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("training", "context", _context, "how much of a task is context: shares, or numbers of points", "[0.1, 0.6]"),
     Setting("training", "max_points", _number(least=2, whole=True), "points of a larger task that a step sees", "500"),
     Setting("training", "shrinkage", _number(least=0), "price of the prior's divergence from N(0, I/p), for few tasks", "0.0"),
+    Setting("training", "trial_steps", _number(least=0, whole=True), "steps of a short trial of each candidate network; 0 for none", "200"),
     Setting("training", "seed", _number(least=0, whole=True), "of weights, batches and draws", "0"),
     Setting("training", "checkpoint_every", _COUNT, "steps between checkpoints", "100"),
 )  # fmt: skip

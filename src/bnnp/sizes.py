@@ -14,13 +14,21 @@ import numpy as np
 from bnnp.config import Config
 from bnnp.data.collection import Collection
 
-__all__ = ["Chosen", "choose_settings"]
+__all__ = ["CANDIDATES", "Chosen", "choose_settings"]
 
 LOOKED_AT = 100
 MAX_POINTS = 256
 """More points of a task than this are not seen in one step."""
 SECONDS = 200.0
 """How long the steps of a fit may take on one core, roughly."""
+
+
+CANDIDATES: tuple[dict[str, Any], ...] = (
+    {"activation": "sine", "input_scale": 4.0, "learning_rate": 0.01},
+    {"activation": "tanh", "input_scale": 3.0, "learning_rate": 0.03},
+    {"activation": "tanh", "input_scale": 3.0, "learning_rate": 0.01},
+)
+"""Networks that a fit tries briefly before it trains one: none of them is best on all data."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +72,33 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
     steps = _steps(whole, collection, seen)
     if config.get("training.steps") is None:
         reasons.append(f"steps = {steps}: a few minutes on two cores")
-    every = max(1, (config.get("training.steps") or steps) // 20)
-    rest = Config({"training": {"steps": steps, "checkpoint_every": every}, "split": _shares(collection)})
+    steps = config.get("training.steps") or steps
+    rest = Config({"training": {"steps": steps, "checkpoint_every": max(1, steps // 20)}, "split": _shares(collection)})
+    free = not any(config.get(name) for name in ("model.activation", "model.input_scale", "training.learning_rate"))
+    trial = steps // 10 if free and steps >= 1000 and config.over(rest).get("split.validation") > 0 else 0
+    if trial and config.get("training.trial_steps") is None:
+        reasons.append(f"trial_steps = {trial}: {len(CANDIDATES)} networks are tried so long, and the best on validation tasks is trained")
+    rest = Config({"training": {"trial_steps": trial}}).over(rest)
     return Chosen(whole.over(rest), tuple(reasons))
 
 
 def _shares(collection: Collection) -> dict[str, Any]:
     """Return how much is held out: less where there is little."""
-    share = 0.15 if len(collection) >= 20 else 0.2
-    return {"validation": share if len(collection) >= 5 else 0.0, "test": share if len(collection) >= 4 else 0.0, "seed": 0}
+    count = len(collection)
+    share = 0.15 if count >= 20 else 0.2
+    test = share if count >= 4 else 0.34 if count == 3 else 0.0  # of three tasks, one
+    return {"validation": share if count >= 5 else 0.0, "test": test, "seed": 0}
 
 
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
     reasons: list[str] = []
     width = 32 if total < 1000 else 64
-    smooth = collection.x_dim <= 2
     model: dict[str, Any] = {
         "hidden": [width, width],
         "prior": "matrix_normal",
         "spread": 0.9,
-        "input_scale": 4.0 if smooth else 2.0,
-        "activation": "sine" if smooth else "tanh",
+        "input_scale": 4.0 if collection.x_dim <= 2 else 3.0,
+        "activation": "sine" if collection.x_dim <= 2 else "tanh",
         "shared_noise": True,
         "factor_dtype": "float64",
     }

@@ -17,7 +17,7 @@ from bnnp.data.collection import Column
 from bnnp.data.dates import Dates, parse_clock, parse_dates
 from bnnp.data.text import MISSING, NUMBER
 
-__all__ = ["MANY", "UNITS", "Cells", "Coding", "as_levels", "dates_as_text", "encode", "examine", "learn", "natural"]
+__all__ = ["MANY", "UNITS", "Cells", "Coding", "as_levels", "check_kind", "dates_as_text", "encode", "examine", "learn", "natural"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -29,6 +29,7 @@ MOST = 1000
 """And with more than this never."""
 UNITS = {"d": 86_400_000_000, "h": 3_600_000_000, "s": 1_000_000}
 """Microseconds of a day, an hour and a second."""
+SHORT = re.compile(r"\d{1,2}([-/.])\d{1,2}\1\d{2}( .*)?", re.ASCII)
 FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 ODD = frozenset({"none", "--", "---", "."})
 """What stands for a missing value in a column of numbers, where it cannot be a level."""
@@ -193,6 +194,8 @@ def _examine_dates(text: Cells, day_first: bool | None) -> Cells:
         more: tuple[str | int, ...] = () if one == other else (f" and {there} in ", other)
         return replace(text, kind="mixed", problem=(what, one, *more, ". Write them as 2020-04-03, or give day_first=True or False."))
     good = ~np.isnat(dates)
+    if all(SHORT.fullmatch(level) for level in text.levels):
+        return _mixed(text, np.ones(len(good), np.bool_), "dates with all four digits of the year")
     if good.all():
         spread = np.where(text.missing, np.datetime64("NaT", "us"), dates[text.codes])
         return replace(text, kind="date", dates=spread, day_first=first)
@@ -262,6 +265,12 @@ def dates_as_text(dates: Any) -> list[str]:
     return [level[:10] if midnight else level.removesuffix(".000000") for level in text]
 
 
+def check_kind(cells: Cells, row: Row, category: bool = False) -> None:
+    """Raise ValueError for a column of mixed kinds, with the row; not where its texts are to be taken as they are."""
+    if cells.problem is not None and not (category and cells.codes is not None):
+        raise ValueError("".join(part if isinstance(part, str) else row(part) for part in cells.problem))
+
+
 def learn(cells: Cells, keep: Any, row: Row, output: bool = False, category: bool = False, unit: str = "") -> Coding:
     """Learn how a column becomes numbers.
 
@@ -277,8 +286,7 @@ def learn(cells: Cells, keep: Any, row: Row, output: bool = False, category: boo
         ValueError: a column that is neither one thing nor another, or text with too many different values.
     """
     name = cells.name
-    if cells.problem is not None and not (category and cells.codes is not None):
-        raise ValueError("".join(part if isinstance(part, str) else row(part) for part in cells.problem))
+    check_kind(cells, row, category)
     if cells.kind == "text" or category:
         codes, found = as_levels(cells)
         levels = sorted((found[code] for code in np.unique(codes[keep]) if code >= 0), key=natural)
@@ -324,8 +332,7 @@ def encode(cells: Cells, coding: Coding, row: Row, given: bool = False) -> Float
                 "nothing was learned about it."
             )
         return np.where(place < 0, np.nan, place)
-    if cells.problem is not None:
-        raise ValueError("".join(part if isinstance(part, str) else row(part) for part in cells.problem))
+    check_kind(cells, row)
     if cells.missing.all():
         return np.full(len(cells.missing), np.nan)
     if coding.kind == "date" and cells.dates is not None:

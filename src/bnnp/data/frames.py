@@ -161,7 +161,9 @@ def _of_frame(pd: ModuleType, frame: Any, names: Sequence[str] | None) -> Source
             found[name] = column.reset_index(drop=True)
         return found
 
-    return Source("the frame", final, rows, load, lambda i: f"row {i + 1}")
+    unused = isinstance(frame, pd.DataFrame) and frame.index.dtype.kind not in "iu"
+    notes = ("The index of the frame was not used; give it a name to use it.",) if unused else ()
+    return Source("the frame", final, rows, load, lambda i: f"row {i + 1}", notes)
 
 
 def _renamed(where: str, own: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from bnnp.data.codings import UNITS, Cells, Coding, dates_as_text, encode, examine, learn
+from bnnp.data.codings import UNITS, Cells, Coding, check_kind, dates_as_text, encode, examine, learn
 from bnnp.data.collection import Collection, Column, Triple
 from bnnp.data.cutting import Groups, cut_windows, group_rows, length_of, unlike
 from bnnp.data.frames import Source, open_source
-from bnnp.data.roles import Roles, check_names, find_roles, need_tasks, tuple_of
+from bnnp.data.roles import ROW, Roles, check_names, find_roles, need_tasks, tuple_of
 
 __all__ = ["read_points", "read_table"]
 
@@ -39,6 +39,7 @@ class Plan:
         window: length of a window; None for none.
         stride: from one window to the next.
         in_rows: both count rows, and not units of the column of time.
+        since_start: the column of time is an input, and counts from the start of the window.
         dropped: columns of numbers that never varied, and are left out.
         categories: columns that are categories because it was said.
         names: given to the columns of the file.
@@ -51,6 +52,7 @@ class Plan:
     window: float | None = None
     stride: float | None = None
     in_rows: bool = True
+    since_start: bool = False
     dropped: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
@@ -64,9 +66,7 @@ class Plan:
     @property
     def shifted(self) -> int | None:
         """Return which input is time since the start of a window."""
-        if self.window is None or self.order is None or self.order.column not in self.roles.inputs:
-            return None
-        return self.roles.inputs.index(self.order.column)
+        return self.roles.inputs.index(self.order.column) if self.since_start and self.order else None
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -84,6 +84,7 @@ class Plan:
             "window": self.window,
             "stride": self.stride,
             "in_rows": self.in_rows,
+            "since_start": self.since_start,
             "dropped": list(self.dropped),
             "categories": list(self.categories),
             "names": list(self.names) if self.names else None,
@@ -109,6 +110,7 @@ class Plan:
                 recipe["window"],
                 recipe["stride"],
                 bool(recipe["in_rows"]),
+                bool(recipe["since_start"]),
                 tuple(recipe["dropped"]),
                 tuple(recipe["categories"]),
                 tuple(recipe["names"]) if recipe["names"] else None,
@@ -184,7 +186,7 @@ def read_table(
         if extra:
             raise ValueError(f"Expected a recipe, or how to cut the table. Got both a recipe and {', '.join(extra)}. Leave one out.")
         plan = Plan.from_dict(recipe)
-        table = _Table.open(source, names or plan.names, plan.roles.used, (*plan.task, *plan.categories), delimiter, encoding)
+        table = _Table.open(source, names, plan.roles.used, (*plan.task, *plan.categories), delimiter, encoding, plan)
         table.examine(plan.roles.used, day_first, plan)
         return _cut(table, plan, plan.roles, outputs_needed, drop_missing_inputs)
     given = Roles(tuple_of(task, "task"), tuple_of(inputs, "inputs"), tuple_of(outputs, "outputs"), order)
@@ -202,6 +204,7 @@ def read_table(
         raise need_tasks(table.cells, table.source, given.inputs, given.outputs)
     roles = find_roles(table.cells, table.source, given, window is not None)
     table.notes.extend(roles.notes)
+    table.examine([name for name in roles.used if name not in table.cells], day_first)
     timing = learn(table.cells[roles.order], np.arange(table.source.rows), table.source.row) if roles.order else None
     if timing is not None and timing.kind == "category":
         raise ValueError(f"Expected numbers or dates in {roles.order!r}, by which rows are sorted. Got text. Name another column.")
@@ -211,7 +214,7 @@ def read_table(
         hop, hop_in_rows = length_of(stride if stride is not None else window, timing, "stride")
         if in_rows != hop_in_rows:
             raise ValueError(f"Expected window and stride both in rows or both in units of the order. Got {window!r} and {stride!r}.")
-        plan = replace(plan, window=length, stride=hop, in_rows=in_rows)
+        plan = replace(plan, window=length, stride=hop, in_rows=in_rows, since_start=roles.order in roles.inputs)
     return _cut(table, plan, roles, outputs_needed, drop_missing_inputs, units or {})
 
 
@@ -225,11 +228,15 @@ class _Table:
     as_text: tuple[str, ...]
 
     @staticmethod
-    def open(source: Any, names: Any, wanted: Sequence[str], as_text: Sequence[str], delimiter: str | None, encoding: str | None) -> _Table:
+    def open(
+        source: Any, names: Any, wanted: Sequence[str], as_text: Sequence[str], delimiter: Any, encoding: Any, plan: Plan | None = None
+    ) -> _Table:
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise TypeError(f"Expected names as a list of text. Got {names!r}.")
         opened = open_source(source, names, wanted if names is None else (), delimiter, encoding)
-        check_names(wanted, opened)
+        if plan is not None and plan.names and not {*wanted} <= {*opened.names}:  # the later file has no header either
+            opened = open_source(source, plan.names, (), delimiter, encoding)
+        check_names([name for name in wanted if name != ROW or plan is None or plan.window is None], opened)
         return _Table(opened, {}, list(opened.notes), tuple(as_text))
 
     def examine(self, columns: Sequence[str], day_first: bool | None, plan: Plan | None = None) -> None:
@@ -237,8 +244,11 @@ class _Table:
         known = (
             {} if plan is None else {c.column: c.day_first for c in (*plan.inputs, *plan.outputs, *([plan.order] if plan.order else []))}
         )
-        loaded = self.source.load(columns, [name for name in self.as_text if name in columns])
-        for name, series in loaded.items():
+        if ROW in columns and ROW not in self.source.names:
+            numbers = np.arange(self.source.rows, dtype=np.float64)
+            self.cells[ROW] = Cells(ROW, "integer", np.isnan(numbers), numbers)
+        own = [name for name in columns if name in self.source.names]
+        for name, series in self.source.load(own, [name for name in self.as_text if name in own]).items() if own else ():
             self.cells[name] = examine(series, name, self.source.decimal, known.get(name) if day_first is None else day_first)
 
 
@@ -281,8 +291,8 @@ def _select(table: _Table, roles: Roles, outputs_needed: bool, drop_missing_inpu
     return np.flatnonzero(keep)
 
 
-def _left_out(number: Any, what: str, which: str = "") -> str:
-    return f"{int(number):,} {what}{which} was left out." if number == 1 else f"{int(number):,} {what}s{which} were left out."
+def _left_out(number: Any, what: str, which: str = "", some: str = "") -> str:
+    return f"{int(number):,} {what}{'' if number == 1 else 's'}{which} {'was' if number == 1 else 'were'} left out{some}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,9 +313,12 @@ def _cut(
 ) -> Collection:
     """Select rows, bring them in order, cut them, and encode them; learn the codings where the plan has none."""
     row, cells = table.source.row, table.cells
+    for name in (*roles.inputs, *roles.outputs):
+        check_kind(cells[name], row, name in plan.categories or any(c.column == name and c.levels for c in plan.inputs))
     keep = _select(table, roles, outputs_needed, drop_missing_inputs)
     time = encode(cells[plan.order.column], plan.order, row) if plan.order else None
     groups = group_rows([cells[name] for name in roles.task], keep, time)
+    found = len(groups.names)
     if plan.window is None:
         spans, groups = _as_groups(table, groups, roles)
     else:
@@ -313,8 +326,8 @@ def _cut(
     if not len(spans.starts):
         what = "windows" if plan.window is not None else "tasks"
         raise ValueError(
-            f"Expected {what} of at least 2 points in {table.source.where}. Got none of {len(keep)} points in {len(groups.names)} "
-            f"group{'' if len(groups.names) == 1 else 's'}. "
+            f"Expected {what} of at least 2 points in {table.source.where}. Got none of {len(keep)} points in {found} "
+            f"group{'' if found == 1 else 's'}. "
             + ("Name a column that many rows share as the task." if plan.window is None else "Give a shorter window.")
         )
     if units is not None:
@@ -330,8 +343,8 @@ def _as_groups(table: _Table, groups: Groups, roles: Roles) -> tuple[_Spans, Gro
     large = groups.sizes >= 2
     if not large.all():
         lost = [repr(name) for name, fine in zip(groups.names, large, strict=True) if not fine]
-        few = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
-        table.notes.append(_left_out(len(lost), "task", " with fewer than 2 points") + f" ({few})")
+        few = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        table.notes.append(_left_out(len(lost), "task", " with fewer than 2 points", f": {few}"))
         groups = groups.pick(large)
     ordered = bool(roles.task) and table.cells[roles.task[-1]].kind == "date"
     if ordered:
@@ -344,21 +357,21 @@ def _as_windows(table: _Table, groups: Groups, plan: Plan, time: FloatArray | No
     assert plan.window is not None and plan.stride is not None
     cut = cut_windows(groups, None if time is None else time[groups.rows], plan.window, plan.stride, plan.in_rows)
     by = "rows" if plan.in_rows or plan.order is None else plan.order.unit or f"units of {plan.order.column!r}"
-    said = [f"Cut in windows of {plan.window:g} {by}, one every {plan.stride:g}."]
+    said = [f"Cut in windows of {plan.window:g} {by}, one every {plan.stride:g} {by}."]
     if cut.unused:
         said.append(_left_out(cut.unused, "point", " at the ends of series, or too few for a window,"))
     if cut.small:
         said.append(_left_out(cut.small, "window", " with fewer than 2 points"))
     if cut.sparse:
         said.append(f"There are gaps: windows with fewer than half the points for their time, {cut.sparse:,} of {len(cut.starts):,}.")
-    if plan.shifted is not None and plan.order:
+    if plan.since_start and plan.order:
         said.append(f"{plan.order.column!r} is the time since the start of its window.")
     table.notes.extend(said)
     labels = _times(cut.origins, plan.order) if time is not None else [f"row {int(i) + 1}" for i in cut.origins]
     names = [f"{groups.names[i]} from {label}" if groups.names[i] else f"from {label}" for i, label in zip(cut.series, labels, strict=True)]
     above = [groups.names[i] for i in cut.series] if plan.task else None
     overlap = int(np.ceil(plan.window / plan.stride)) - 1
-    zeros = cut.origins if plan.shifted is not None else None
+    zeros = cut.origins if plan.since_start else None
     return _Spans(cut.starts, cut.stops, unlike(names), above, zeros, True, overlap)
 
 
@@ -367,7 +380,8 @@ def _times(origins: FloatArray, order: Coding | None) -> list[str]:
     if order is None or order.kind != "date":
         return [f"{value:.12g}" for value in origins]
     micro = np.round(origins * UNITS[order.unit]).astype(np.int64) + np.datetime64(order.origin, "us").astype(np.int64)
-    return dates_as_text(micro.view("datetime64[us]"))
+    texts = dates_as_text(micro.view("datetime64[us]"))
+    return [text.removesuffix(":00") for text in texts] if all(len(text) == 19 and text.endswith(":00") for text in texts) else texts
 
 
 def _covered(groups: Groups, spans: _Spans) -> IntArray:
@@ -397,7 +411,7 @@ def _learn(table: _Table, plan: Plan, roles: Roles, units: Mapping[str, str], ro
         )
     for c in dict.fromkeys([*inputs, *outputs]):
         if c.kind == "date":
-            table.notes.append(f"{c.column!r} became the time in {c.unit} since {c.origin.replace('T', ' ').removesuffix('.000000')}.")
+            table.notes.append(f"{c.column!r} became the time in {c.unit} since {dates_as_text([np.datetime64(c.origin)])[0]}.")
         elif c.kind == "clock":
             table.notes.append(f"{c.column!r} became hours.")
         elif c.kind == "boolean":
@@ -513,14 +527,14 @@ def read_points(
     groups_by = tuple_of(task, "task")
     active = [c for c in plan.inputs if any(column.name not in plan.dropped for column in c.columns)]
     asked = [*groups_by, *(c.column for c in active if c.kind != "category"), *(c.column for c in plan.outputs if outputs)]
-    opened = open_source(source, names, asked if names is None else (), delimiter, encoding)
-    check_names(asked, opened)
+    table = _Table.open(source, names, asked, (), delimiter, encoding, plan)
+    opened = table.source
     if not groups_by and plan.task and {*plan.task} <= {*opened.names}:
         groups_by = plan.task
     inputs = tuple(part for c in active for part in _as_given(c, plan, opened))
     found = tuple(c for c in plan.outputs if c.column in opened.names)
     roles = Roles(groups_by, tuple(c.column for c in inputs), tuple(c.column for c in found), None)
-    table = _Table(opened, {}, list(opened.notes), (*groups_by, *(c.column for c in plan.inputs if c.kind == "category")))
+    table.as_text = (*groups_by, *(c.column for c in plan.inputs if c.kind == "category"))
     table.examine(roles.used, None, plan)
     keep = _select(table, replace(roles, outputs=roles.outputs or roles.inputs), False, False)
     groups = group_rows([table.cells[name] for name in roles.task], keep, first_seen=True)
@@ -531,7 +545,7 @@ def read_points(
         if c in found:
             values[:, j] = encode(table.cells[c.column], c, rows, given=True)[groups.rows]
     spans = _Spans(groups.starts[:-1], groups.starts[1:], groups.names if roles.task else ["points"], None)
-    final = _collection(replace(plan, inputs=inputs, window=None), xs, values, spans, tuple(table.notes))
+    final = _collection(replace(plan, inputs=inputs, since_start=False), xs, values, spans, tuple(table.notes))
     return replace(final, recipe=recipe, rows=groups.rows)
 
 

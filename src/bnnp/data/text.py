@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import re
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,8 @@ def _decoded(path: Path, raw: bytes, encoding: str | None, notes: list[str]) -> 
         )
     if found is not None:
         try:
-            data = raw.decode(found).removeprefix("\ufeff").encode()
+            with warnings.catch_warnings(action="ignore"):
+                data = raw.decode(found).removeprefix("\ufeff").encode()
         except LookupError:
             raise ValueError(f"Expected an encoding that Python knows, such as 'utf-8' or 'cp1252'. Got {found!r}.") from None
         except UnicodeError as error:
@@ -183,6 +185,10 @@ def _decoded(path: Path, raw: bytes, encoding: str | None, notes: list[str]) -> 
     data = data.rstrip(b"\x1a")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    start = data[:200].lstrip()
+    if re.match(rb'(<!doctype|<html|<\?xml)|[\[{]\s*["{\[]', start, re.IGNORECASE):
+        what = "a page in HTML or XML" if start.startswith(b"<") else "JSON"
+        raise ValueError(f"Expected delimited text or Parquet in {path}. Got {what}. Save it as CSV.")
     odd = CONTROL.search(data)
     if odd:
         raise ValueError(
@@ -347,7 +353,7 @@ def _counts(body: bytes, delimiter: str) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _names(path: Path, header: list[str] | None, names: Sequence[str] | None, fields: int, notes: list[str]) -> tuple[str, ...]:
-    if names is not None and not (header is not None and {*names} <= {*header}):
+    if names is not None and not (header is not None and {*names} == {*header}):
         if len(names) != fields:
             raise ValueError(f"Expected {fields} names, one for each column of {path}. Got {len(names)}.")
         if header is not None:

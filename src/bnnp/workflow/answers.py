@@ -73,7 +73,7 @@ def posteriors(
     for start in range(0, len(targets), BATCH):
         at = list(range(start, min(start + BATCH, len(targets))))
         seen = [nothing if contexts is None else contexts[known[targets.names[i]]] for i in at]
-        triples = [tuple(torch.from_numpy(np.ascontiguousarray(part)) for part in task) for task in seen]
+        triples = [tuple(torch.from_numpy(np.array(part)) for part in task) for task in seen]  # readers may share what they give
         batch = collate([(x, torch.where(mask, y, torch.zeros_like(y)), mask) for x, y, mask in triples])
         mask = batch.observed.expand_as(batch.y) if run.model.y_dim > 1 else batch.mask
         yield run.model.condition(batch.x, batch.y, mask=mask, num_samples=num_samples, seed=seed), [targets[i][0] for i in at], at
@@ -84,6 +84,18 @@ def _padded(xs: Sequence[FloatArray]) -> torch.Tensor:
     most = max(len(x) for x in xs)
     filled = [np.concatenate([x, np.repeat(x[-1:] if len(x) else np.zeros((1, x.shape[1])), most - len(x), axis=0)]) for x in xs]
     return torch.from_numpy(np.stack(filled))
+
+
+def check_levels(quantiles: Sequence[float]) -> list[float]:
+    """Return levels of quantiles.
+
+    Raises:
+        ValueError: one is not between 0 and 1.
+    """
+    levels = [float(q) for q in quantiles]
+    if not all(0 < q < 1 for q in levels):
+        raise ValueError(f"Expected quantiles between 0 and 1. Got {', '.join(f'{q:g}' for q in levels)}.")
+    return levels
 
 
 def predict(
@@ -111,9 +123,7 @@ def predict(
     Raises:
         ValueError: a task without a context, or levels that are none.
     """
-    levels = [float(q) for q in quantiles]
-    if not all(0 < q < 1 for q in levels):
-        raise ValueError(f"Expected quantiles between 0 and 1. Got {', '.join(f'{q:g}' for q in levels)}.")
+    levels = check_levels(quantiles)
     columns: dict[str, list[Any]] = {}
     remarks: list[str] = []
     for posterior, xs, _ in posteriors(run, contexts, targets, num_samples, seed):

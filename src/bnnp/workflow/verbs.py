@@ -112,12 +112,13 @@ class Judged:
     how: str
 
 
-def judged(run: Run, source: Any = None, **choices: Any) -> Judged:
+def judged(run: Run, source: Any = None, learned_from: Any = None, **choices: Any) -> Judged:
     """Return the tasks to judge a model on: those held out of its own source, or all of another one.
 
     Arguments:
         run: the model.
         source: the data; those of the fit where not given.
+        learned_from: where the data of the fit are now, if they were moved.
         choices: that a reader takes beside a recipe, such as `start`, `stop` and `leads` of signals.
 
     Raises:
@@ -125,6 +126,7 @@ def judged(run: Run, source: Any = None, **choices: Any) -> Judged:
         ValueError: nothing was held out of them.
     """
     record = {"data": run.data, "recipe": run.recipe}
+    source = learned_from if source is None and not any(choices.values()) else source
     said = {name: value for name, value in choices.items() if value is not None}
     tasks = again(record, source) if not said else read(run.data.get("path") if source is None else source, recipe=run.recipe, **said)
     if tasks.fingerprint == run.data.get("fingerprint") and not said:
@@ -133,14 +135,16 @@ def judged(run: Run, source: Any = None, **choices: Any) -> Judged:
                 f"Expected tasks that were held out. Got a fit that learned from all {len(tasks)} tasks. Judge it on another file, or fit "
                 "again with a share for the test (split.test)."
             )
-        test, train = run.part("test", tasks), run.part("train", tasks)
-        return Judged(test, train, f"{len(test)} tasks held out of the same data: {run.division['how']}")
-    learned_from: Collection | None = None
+        test = run.part("test", tasks)
+        return Judged(test, run.part("train", tasks), f"{len(test)} tasks held out of the same data: {run.division['how']}")
+    train: Collection | None = None
     try:
-        learned_from = run.part("train", again(record))
+        train = run.part("train", again(record, learned_from))
     except (FileNotFoundError, ValueError):
-        pass  # the model is judged all the same, without rivals that have to learn
-    return Judged(tasks, learned_from, f"all {len(tasks)} tasks of another source")
+        if learned_from is not None:
+            raise
+        # Otherwise the model is judged all the same, without rivals that have to learn.
+    return Judged(tasks, train, f"all {len(tasks)} tasks of another source")
 
 
 def evaluate(
@@ -226,7 +230,7 @@ def predict(
         OSError: the file cannot be written.
     """
     run = _open(model)
-    path = None if out is None else check_ending(out)
+    path, quantiles = None if out is None else check_ending(out), answers.check_levels(quantiles)
     if context is None and targets is None:
         raise ValueError("Expected observed data, or points to predict at. Got neither. Name a file for one of them.")
     if run.kind == "grid" and _is_grid(context) and (targets is None or _is_grid(targets)):
