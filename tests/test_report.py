@@ -291,6 +291,13 @@ def test_cuts_are_nested_and_share_their_targets() -> None:
         assert not other.thinned
 
 
+def test_costly_models_are_judged_on_fewer_tasks() -> None:
+    def most(prior: str, points: int = 30, **options: Any) -> int:
+        return judging.affordable(bnnp.BNNP(1, 1, hidden=(64, 64), prior=prior, **options), points, 64)
+
+    assert most("shared", shared_noise=True) > 1000 > most("per_unit") > most("per_unit", points=60) > judging.FEWEST == most("per_layer")
+
+
 def test_a_large_task_is_thinned() -> None:
     data = Collection.of([(np.arange(5000.0)[:, None], np.zeros(5000))], ["t"], ["y"])
     (case,) = judging.cases(data, [0], 0.5, 1, bnnp.BNNP(1, 1, hidden=()), seed=0)

@@ -65,7 +65,7 @@ def check_names(names: Sequence[str], source: Source) -> None:
         if name not in source.names:
             close = difflib.get_close_matches(name, source.names, 1, 0.6)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            some = ", ".join(map(repr, source.names[:LISTED])) + (" ..." if len(source.names) > LISTED else "")
+            some = _some([repr(own) for own in source.names])
             raise ValueError(f"Expected a column {name!r} in {source.where}. Got the columns {some}.{hint}")
 
 
@@ -164,7 +164,7 @@ def find_roles(cells: Mapping[str, Cells], source: Source, given: Roles, windows
             inputs, order = (ROW,), ROW
         if not inputs:
             raise ValueError(f"Expected inputs, columns to predict from. Got none that could be one. {listing(cells, source)}")
-        taken = f"{', '.join(map(repr, inputs))} {'was' if len(inputs) == 1 else 'were'} taken."
+        taken = f"{_some([repr(name) for name in inputs])} {'was' if len(inputs) == 1 else 'were'} taken."
         notes.append(f"Nothing was said about inputs: {taken}" + (f" Left out: {left}." if left else ""))
     both = sorted({*outputs} & {*given.task, *inputs, *([order] if order else [])})
     if both:
@@ -187,8 +187,12 @@ def _guess_inputs(cells: Mapping[str, Cells], taken: set[str]) -> tuple[tuple[st
             left.append(f"{cell.name!r} (never varies)")
         elif cell.kind == "mixed" or np.mean(cell.missing) > 0.5:
             left.append(f"{cell.name!r} ({'of mixed kinds' if cell.kind == 'mixed' else 'mostly missing'})")
-        elif cell.kind == "text" and count > GUESSED_LEVELS:
+        elif cell.kind == "text" and count > min(GUESSED_LEVELS, (~cell.missing).sum() / 2):
             left.append(f"{cell.name!r} ({count} different texts)")
         else:
             fits.append(cell.name)
-    return tuple(fits), ", ".join(left)
+    return tuple(fits), _some(left)
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:LISTED]) + (f" and {len(words) - LISTED} more" if len(words) > LISTED else "")

@@ -511,8 +511,8 @@ def read_points(
     Example:
         >>> import pandas
         >>> points = read_points(pandas.DataFrame({"x": [0.0, 1.0]}), {"kind": "grid"}, False, columns=(["x"], ["y"]))
-        >>> len(points), points[0][0].tolist(), points[0][2].any()
-        (1, [[0.0], [1.0]], np.False_)
+        >>> len(points), points[0][0].tolist(), points[0][1].tolist()
+        (1, [[0.0], [1.0]], [[nan], [nan]])
     """
     if isinstance(recipe, Mapping) and recipe.get("kind") == "table":
         plan = Plan.from_dict(recipe)

@@ -20,7 +20,7 @@ from bnnp.checkpoint import write_atomically
 from bnnp.data.collection import Collection, Column, Description, Triple
 from bnnp.evaluation import Model
 from bnnp.linalg import NotPositiveDefiniteError
-from bnnp.report.judging import BATCH, OWN, Case, Finding, Judged, Verdict, cases, compare, findings, judge, shares_of
+from bnnp.report.judging import BATCH, OWN, Case, Finding, Judged, Verdict, affordable, cases, compare, findings, judge, shares_of
 from bnnp.report.page import Html, bullets, details, figure, number, page, paragraph, pre, section, table, uncertain
 from bnnp.rivals import default_rivals, left_out
 from bnnp.runs import RECORD, Run, read_record
@@ -39,7 +39,7 @@ SCORES = {
     "coverage_0.8": "in 80 %",
     "coverage_0.95": "in 95 %",
 }
-DIAGNOSED, DIAGNOSED_POINTS, PARTICLES = 16, 200, 128
+DIAGNOSED, DIAGNOSED_POINTS, PARTICLES = 10, 200, 128
 LISTED = 8  # names in a list
 MOST_DRAWN = 20_000  # targets in a picture
 
@@ -149,9 +149,11 @@ def write_report(
     facts = _Facts(run, train, test, train.describe(), *_training_of(run), seed=seed, num_samples=num_samples)
     tell("rivals")
     rivals = _rivals(facts)
-    picked = np.sort(np.random.default_rng(seed).permutation(len(test))[:max_tasks])
+    points = shares[len(shares) // 2] * float(np.median(test.sizes))
+    most = min(max_tasks, affordable(run.model, points, num_samples))
+    picked = np.sort(np.random.default_rng(seed).permutation(len(test))[:most])
     if len(picked) < len(test):
-        facts.notes.append(f"{len(picked)} of {len(test)} test tasks were judged, taken at random.")
+        facts.notes.append(f"{len(picked)} of {len(test)} test tasks were judged, taken at random, to save time.")
     for i, share in enumerate(shares):
         tell(f"scores with {100 * share:g} % seen")
         cut = cases(test, [int(p) for p in picked], share, i + 1, run.model, seed)
