@@ -304,6 +304,8 @@ def test_targets_need_no_outputs_and_one_field_is_one_field(file: Path) -> None:
         x, y, mask, field = grid_points(finer, recipe)
         assert x.shape == (99, 2) and not mask.any() and np.isnan(y).all()
         assert grid_dataset(field, {"temperature_mean": x[:, 0]}).temperature_mean.attrs["units"] == "K"
+        with pytest.raises(TypeError, match="Expected an xarray Dataset or DataArray"):
+            grid_points(3, recipe)
         with pytest.raises(ValueError, match=r"Expected one field\. Got 30 along time"):
             grid_points(ds, recipe)
         assert len(read_grid(ds.drop_vars("temperature"), recipe=recipe, outputs_needed=False)) == HOURS
