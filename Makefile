@@ -6,7 +6,7 @@ PYTHON ?= $(or $(shell for p in python3.11 python3; do $$p -c "" 2>/dev/null && 
 export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: setup demo test test-slow bench bench-context bench-width format clean
+.PHONY: setup demo test test-slow bench bench-context bench-width docs format clean
 
 setup: .venv/.stamp
 
@@ -44,10 +44,15 @@ bench-context: setup
 bench-width: setup
 	.venv/bin/python -m benchmarks.width $(ARGS)
 
+# Into docs/_build/html, without network; a warning is an error.
+docs: setup
+	.venv/bin/python -m sphinx -W --keep-going -q -c docs -d docs/_build/doctrees . docs/_build/html $(ARGS)
+	@echo "docs/_build/html/index.html"
+
 format: setup
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output docs/_build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -243,6 +243,7 @@ def _digest(tasks: Sequence[Triple]) -> str:
 def _row(column: Column, values: FloatArray) -> dict[str, Any]:
     seen = values[~np.isnan(values)]
     low, mean, high = (float(f(seen)) if len(seen) else float("nan") for f in (np.min, np.mean, np.max))
+    mean = 0.0 if abs(mean) <= 1e-12 * max(abs(low), abs(high)) else mean  # what rounding left of numbers that cancel
     return {"name": column.name, "unit": column.unit, "min": low, "mean": mean, "max": high}
 
 
