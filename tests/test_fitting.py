@@ -187,7 +187,8 @@ def test_the_likelihood_follows_the_outputs() -> None:
         return choose_settings(source, 4, Config()).config.get("model.likelihood")
 
     assert chosen(with_outputs([0, 1, 0, 1])) == "bernoulli"
-    assert chosen(with_outputs([0, 3, 2, 1])) == "negativebinomial"
+    assert chosen(with_outputs([0, 3, 2, 1])) == chosen(with_outputs([0, 9, 2, 30])) == "negativebinomial"
+    assert chosen(with_outputs([9, 8, 9, 7])) == "gaussian"
     assert chosen(with_outputs([0.5, 3, 2, 1])) == chosen(with_outputs([1000, 3000, 2000, 1005])) == "gaussian"
     three = with_outputs([0, 1, 2, 1], recipe={"kind": "table", "labels": {"y": ["a", "b", "c"]}})
     assert chosen(three) == "categorical" and choose_settings(three, 4, Config()).config.get("model.classes") == 3

@@ -287,6 +287,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         "labels": (idx(np.arange(5, dtype=np.uint8)), r"images, with three or four axes, in .*Is it the other of two files"),
         "axes": (b"\0\0\x08\x07" + whole[4:], "which starts with two zero bytes"),
         "huge": (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(30), "bytes of values"),
+        "short": (b"\0\0", "a picture, an IDX file"),
         "none": (idx(pixels(0)), "empty or cut short"),
         "noise": (b"\x07" + np.random.default_rng(0).bytes(500), "a picture, an IDX file"),
         "text.csv": (b"a,b\n1,2\n", "a picture, an IDX file"),
@@ -321,6 +322,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         (np.array([[["a"]]]), ValueError, "images of numbers"),
         (np.full((1, 3, 3), 2.0), ValueError, "from 0 to 1 in images of float64. Got 2 to 2"),
         (np.full((1, 3, 3), -1), ValueError, "from 0 to 255"),
+        (np.broadcast_to(np.uint8(0), (1, 5000, 5000)), ValueError, r"at most 16777216 pixels. Got 5000 x 5000. Give size="),
         (np.zeros((3, 1, 5)), ValueError, "at least 2 x 2"),
     ]
     for source, kind, said in refused:

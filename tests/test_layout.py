@@ -67,9 +67,7 @@ EDGE: dict[str, set[str]] = {
     "runs": {"checkpoint", "data"},
     "rivals": {"data", "evaluation"},
     "plots_data": {"data", "plots", "runs"},
-    "report": {
-        *("calibration", "checkpoint", "data", "evaluation", "plots", "plots_data", "plots_prior", "reading", "rivals", "runs", "trust"),
-    },
+    "report": {"checkpoint", "data", "evaluation", "plots", "plots_data", "rivals", "runs"},
     "explorer": {"checkpoint", "data", "runs"},
     "config": set(),
     "sizes": {"config", "data"},

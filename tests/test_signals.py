@@ -14,6 +14,7 @@ import pytest
 
 from bnnp.data import read_signals
 from bnnp.data.collection import Collection, divide
+from bnnp.data.records import open_records
 
 # wfdb uses what pandas deprecates.
 with warnings.catch_warnings(action="ignore"):
@@ -198,6 +199,22 @@ def test_beats_are_counted_from_their_peak(tmp_path: Path, rate: float | None) -
         read_signals(path, beats=("qrs", 0.2, 0.5))
 
 
+def test_annotations_are_those_that_wfdb_reads(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    rng = np.random.default_rng(0)
+    gaps, symbols = rng.choice([1, 7, 1023, 1024, 5000, 70000, 10**7], 300), rng.choice(list('NLRBAaJSVrFejnE/fQ?+~|sTD"p^tu![]x()'), 300)
+    at = np.cumsum(gaps)
+    with warnings.catch_warnings(action="ignore"):
+        wfdb.wrann(
+            "rec", "own", at, list(symbols), aux_note=["(AFIB" if s == "+" else "" for s in symbols], fs=250.0, write_dir=str(tmp_path)
+        )
+    (record,) = open_records(path, None)[0]
+    samples, found, others = record.beats("own")
+    beat = np.isin(symbols, list("NLRBAaJSVrFejnE/fQ?"))
+    assert found == symbols[beat].tolist() and others == (~beat).sum()
+    np.testing.assert_array_equal(samples, np.round(at[beat] * RATE / 250.0))
+
+
 def test_beats_that_share_samples_overlap(tmp_path: Path) -> None:
     path = write(tmp_path)
     annotate(path, list(range(100, 1000, 30)), ["N"] * 30)
@@ -299,8 +316,8 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     header = Path(f"{path}.hea")
     good = header.read_text()
     annotate(path, [500], ["N"])
-    Path(f"{path}.atr").write_bytes(b"\x01")
-    with pytest.raises(ValueError, match="Expected"):
+    Path(f"{path}.atr").write_bytes(Path(f"{path}.atr").read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"at the end of the annotations .*rec.atr. Got none: it is cut short"):
         read_signals(path, task="beat")
     for text in (
         "",
@@ -371,6 +388,11 @@ def test_real_records_are_read_as_they_are() -> None:
         np.testing.assert_array_equal(np.concatenate([y[:, 0] for _, y, _ in tasks]), whole[: n * len(tasks), 0])
         np.testing.assert_array_equal(lazy[3][1], tasks[3][1])
         if header.with_suffix(".atr").is_file():
+            with warnings.catch_warnings(action="ignore"):
+                expected = wfdb.rdann(str(path), "atr")
+            samples, symbols, others = open_records(path, None)[0][0].beats("atr")
+            assert len(samples) + others == len(expected.sample)
+            assert set(zip(samples.tolist(), symbols, strict=True)) <= set(zip(expected.sample.tolist(), expected.symbol, strict=True))
             beats = read_signals(path, task="beat")
             assert len(beats) > 100 and {name.split()[-1] for name in beats.names} >= {"N"}
     several = read_signals(ECG, leads="MLII|II", rate=100.0)

@@ -443,6 +443,19 @@ def test_windows_without_a_column_of_time_are_cut_as_rows_stand() -> None:
     assert "Rows were taken to be in order of time as they stand." in found.notes
 
 
+def test_a_series_without_inputs_is_read_by_the_number_of_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "levels.txt"
+    path.write_text("level\n" + "\n".join(map(str, range(1, 8))), "utf-8")
+    found = read_table(path, window=3, stride=2)
+    assert [x.ravel().tolist() for x, _, _ in found] == [[0, 1, 2]] * 3
+    assert [y.ravel().tolist() for _, y, _ in found] == [[1, 2, 3], [3, 4, 5], [5, 6, 7]]
+    assert "'row' was taken" in " ".join(found.notes)
+    assert same(found, read_table(path, recipe=through_json(found.recipe)))
+    assert read_points(pd.DataFrame({"row": [2.5]}), found.recipe, outputs=False)[0][0].tolist() == [[2.5]]
+    with pytest.raises(ValueError, match="Expected a column 'row'"):
+        read_points(path, found.recipe)
+
+
 def test_gaps_in_a_series_cost_nothing_and_are_told() -> None:
     frame = pd.DataFrame({"t": [0, 1, 2, 3, 1e9, 1e9 + 1, 1e9 + 2, 1e9 + 3], "y": np.arange(8.0)})
     found = read_table(frame, window=2.0, order="t")
@@ -527,6 +540,18 @@ def test_guesses_are_said() -> None:
     assert said.notes == ()
 
 
+def test_an_index_that_was_written_along_is_no_input(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"who": [1, 1, 2, 2], "x": [0, 1, 3, 2], "y": [1.0, 2, 3, 4]})
+    frame.to_csv(tmp_path / "a.csv")
+    found = read_table(tmp_path / "a.csv", task="who")
+    assert [c.name for c in found.inputs] == ["x"]
+    assert any("'column_1' (numbers the rows)" in note for note in found.notes)
+    stamped = frame.set_index(pd.date_range("2020-01-01", periods=4))
+    assert "The index of the frame was not used; give it a name to use it." in read_table(stamped, task="who").notes
+    named = read_table(stamped.rename_axis("day"), task="who")
+    assert [c.name for c in named.inputs] == ["day", "x"]
+
+
 def test_abalone_by_sex_is_called_few() -> None:
     if not ABALONE.is_file():
         pytest.skip(f"needs {ABALONE}")
@@ -546,7 +571,7 @@ def test_tasks_of_a_table_are_learned_from_and_judged() -> None:
     tasks = read_table(frame, task="who")
     model = bnnp.BNNP(tasks.x_dim, tasks.y_dim, hidden=(4,))
     bnnp.meta_train(model, tasks, steps=3, seed=0)
-    assert np.isfinite(bnnp.evaluate(model, tasks, context_fraction=0.5, seed=0).summary["joint_log_density"][0])
+    assert np.isfinite(bnnp.evaluate(model, tasks, context_fraction=0.5, seed=0, num_samples=4).summary["joint_log_density"][0])
 
 
 def big(path: Path, rows: int) -> pd.DataFrame:

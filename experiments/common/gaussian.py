@@ -1,13 +1,14 @@
 """Rivals that are one Gaussian over the points of a task, conditioned exactly: Gaussian processes, and a normal over fixed places.
 
-All are scored by `bnnp.evaluate`, through the same call as a learned model. They differ in where mean and covariance come from: the one task's
-own context (`FittedGP`), training tasks (`learn`), training tasks place by place (`PlacesNormal`), or both (a mean of places with a kernel).
+All are scored by `bnnp.evaluate`, through the same call as a learned model. They differ in where mean and covariance come from: the one
+task's own context (`FittedGP`), training tasks (`learn`), training tasks place by place (`PlacesNormal`), or both (a mean of places with a
+kernel).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ Mean = Callable[[Tensor], Tensor]
 SHAPES = ("squared_exponential", "matern32", "matern12")
 NOISE_FLOOR = 0.003  # of the amplitude's unit: a handful of points can be explained without any noise
 JITTER = 1e-6
+LENGTHS = (0.5, 0.1)  # where the search for the lengths starts, in standard deviations of x
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Kernel:
             smooth = (1 + r) * torch.exp(-r) if self.shape == "matern32" else torch.exp(-r)
         return self.amplitude**2 * smooth + self.level_std**2
 
+    @staticmethod
+    def of(numbers: Mapping[str, Any]) -> Kernel:
+        """Return the kernel of such numbers as `numbers` gives."""
+        return Kernel(numbers["shape"], **{k: torch.tensor(v, dtype=_FLOAT) for k, v in numbers.items() if k != "shape"})
+
     @property
     def numbers(self) -> dict[str, Any]:
         """Return the numbers, for a file."""
@@ -67,49 +74,65 @@ class Kernel:
         return {"shape": self.shape, **plain}
 
 
-def learn(tasks: Sequence[Pair], shape: str, own_level: bool = True, steps: int = 60, noise_floor: float = NOISE_FLOOR) -> Kernel:
-    """Return the kernel of highest marginal likelihood of all tasks together, by L-BFGS from two starting points.
+def learn(
+    tasks: Sequence[Pair], shape: str, own_level: bool = True, steps: int = 60, floor: float | None = None, towards: Kernel | None = None
+) -> Kernel:
+    """Return the kernel of highest marginal likelihood of all tasks together, by L-BFGS.
 
     Arguments:
         tasks: pairs (x, y), all with the same number of points.
         shape: of the kernel.
         own_level: let each task have a level of its own; of a single task the level itself is fitted.
         steps: of L-BFGS.
-        noise_floor: smallest noise, in standard deviations of y.
+        floor: smallest noise, in the units of y; a share of the deviation of y where not given.
+        towards: a kernel to start from and to stay near: amplitude, lengths and noise have log-normal priors around its numbers, with
+            deviation 1 of the logarithm, and the level keeps its own.
     """
     x, y = (torch.stack([task[i] for task in tasks]).to(_FLOAT) for i in (0, 1))
-    wide, scale, centre = x.flatten(0, 1).std(0).clamp_min(1e-9), y.std().clamp_min(1e-9), y.mean()
+    if x.shape[1] < 2:
+        raise ValueError("Expected at least 2 points, to fit a kernel to. Got 1. Show more of each task.")
+    starts = [_start(x, y, length, own_level) for length in LENGTHS] if towards is None else [towards]
+    least = NOISE_FLOOR * float(y.std()) if floor is None else floor
     found: list[tuple[float, Kernel]] = []
-    for length in (0.5, 0.1):
-        raw = {"amplitude": 0.0, "noise": math.log(0.1), "level": 0.0, "level_std": 0.0 if own_level else -20.0}
-        free = {k: torch.full((), v, dtype=_FLOAT, requires_grad=k != "level_std" or own_level) for k, v in raw.items()}
-        free["lengths"] = torch.full((x.shape[-1],), math.log(length), dtype=_FLOAT, requires_grad=True)
-        build = partial(_kernel, shape, free, wide, scale, centre, noise_floor)
-        optimiser = torch.optim.LBFGS([p for p in free.values() if p.requires_grad], lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
+    for start in starts:
+        moves = {k: torch.zeros_like(getattr(start, k), requires_grad=True) for k in ("amplitude", "noise", "lengths")}
+        if towards is None:
+            moves |= {k: torch.zeros((), dtype=_FLOAT, requires_grad=True) for k in ("level", *(["level_std"] if own_level else []))}
+        build = partial(_moved, start, moves, max(least, 1e-9), shape)
+        optimiser = torch.optim.LBFGS(list(moves.values()), lr=0.5, max_iter=steps, line_search_fn="strong_wolfe")
 
-        def loss(build: Callable[[], Kernel] = build, optimiser: Any = optimiser) -> Tensor:
+        def value(build: Callable[[], Kernel] = build, moves: dict[str, Tensor] = moves) -> Tensor:
+            prior = 0.0 if towards is None else sum(0.5 * move.square().sum() for move in moves.values())
+            return (log_marginal(build(), x, y) - prior) / y.numel()
+
+        def loss(value: Callable[[], Tensor] = value, optimiser: Any = optimiser) -> Tensor:
             optimiser.zero_grad()
             try:
-                value = -log_marginal(build(), x, y) / y.numel()
+                worth = -value()
             except NotPositiveDefiniteError:
                 return torch.full((), torch.inf, dtype=_FLOAT)
-            value.backward()
-            return value
+            worth.backward()
+            return worth
 
         optimiser.step(loss)
         with torch.no_grad():
-            kernel = build()
-            value = float(log_marginal(kernel, x, y))
-        found.append((value if math.isfinite(value) else -math.inf, kernel))
+            reached = float(value())
+            found.append((reached if math.isfinite(reached) else -math.inf, build()))
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def _kernel(shape: str, free: dict[str, Tensor], wide: Tensor, scale: Tensor, centre: Tensor, noise_floor: float) -> Kernel:
+def _start(x: Tensor, y: Tensor, length: float, own_level: bool) -> Kernel:
+    """Return where the search starts: the scales of the data."""
+    scale, wide = y.std().clamp_min(1e-9), x.flatten(0, 1).std(0).clamp_min(1e-9)
+    return Kernel("", scale, length * wide, 0.1 * scale, y.mean(), scale if own_level else torch.zeros_like(scale))
+
+
+def _moved(start: Kernel, moves: Mapping[str, Tensor], floor: float, shape: str) -> Kernel:
     # Bounds that no sensible fit meets keep the search where covariances can be factorised.
-    size = {k: v.clamp(-20.0, 4.0).exp() * scale for k, v in free.items() if k not in ("lengths", "level")}
-    noise = (size["noise"] ** 2 + (noise_floor * scale) ** 2).sqrt()
-    lengths = free["lengths"].clamp(-5.0, 3.0).exp() * wide
-    return Kernel(shape, size["amplitude"], lengths, noise, centre + free["level"] * scale, size["level_std"])
+    sizes = {k: getattr(start, k) * move.clamp(-6.0, 4.0).exp() for k, move in moves.items() if k != "level"}
+    sizes["noise"] = (sizes["noise"] ** 2 + floor**2).sqrt()
+    level = start.level + moves["level"] * start.amplitude if "level" in moves else start.level
+    return Kernel(shape, **{"level_std": start.level_std, "level": level, **sizes})
 
 
 def log_marginal(kernel: Kernel, x: Tensor, y: Tensor) -> Tensor:
@@ -159,18 +182,22 @@ class FittedGP:
         shape: of the kernel.
         around: mean of y at x that is taken off first; none where not given.
         steps: of L-BFGS.
+        floor: smallest noise, in the units of y.
+        towards: a kernel learned from training tasks, near which the numbers stay; with it the most probable ones are taken.
     """
 
     shape: str
     around: Mean | None = None
     steps: int = 60
+    floor: float | None = None
+    towards: Kernel | None = None
 
     def condition(self, xc: Tensor, yc: Tensor, mask: Tensor | None = None, num_samples: int = 64, seed: int = 0) -> GaussianPosterior:
         """Return the posterior of one task, (1, N, d_x), all of whose points are observed."""
         if xc.shape[0] != 1 or (mask is not None and not bool(mask.all())):
             raise ValueError(f"Expected one whole task at once: a kernel is fitted to each. Got {tuple(xc.shape)}. Use batch_size=1.")
         y = yc.to(_FLOAT) - (0 if self.around is None else self.around(xc.to(_FLOAT)))
-        kernel = learn([(xc[0].to(_FLOAT), y[0])], self.shape, own_level=False, steps=self.steps)
+        kernel = learn([(xc[0].to(_FLOAT), y[0])], self.shape, False, self.steps, self.floor, self.towards)
         return Smooth.of(kernel, self.around).condition(xc, yc, mask)
 
 
@@ -178,8 +205,8 @@ class FittedGP:
 class PlacesNormal(GaussianProcess):
     """Be a normal distribution over fixed places with the mean and the covariance of training tasks there.
 
-    C_a = (1 - a) S + a diag(S) with S the covariance over training tasks; a is for validation tasks to choose. It knows the places by heart and
-    can say nothing between them. With a = 1 it predicts mean and variance of each place, whatever is seen.
+    C_a = (1 - a) S + a diag(S) with S the covariance over training tasks; a is for validation tasks to choose. It knows the places by heart
+    and can say nothing between them. With a = 1 it predicts mean and variance of each place, whatever is seen.
 
     Arguments:
         places: with shape (P, d_x).

@@ -1,11 +1,12 @@
-"""The task-blind rival: a Bayesian network of the same size whose Gaussian posterior has independent weights, learned by variational inference.
+"""The task-blind rival: a Bayesian network of the same size, learned by mean-field variational inference.
 
-It has no learned prior, N(0, 1/p) as usual. It is trained either on all points of all training tasks, and then predicts the same function for each
-task, or on the context of each task anew (`FittedNetwork`, all tasks of a batch at once). The noise is learned.
+Its prior is not learned, N(0, 1/p) as usual. It is trained either on all points of all training tasks, and then predicts the same function
+for each task, or on the context of each task anew (`FittedNetwork`, all tasks of a batch at once). The noise is learned.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Network:
         self.recipe, self.scaling = recipe, tuple(scaling)
         widths, generator = (x_dim, *recipe.hidden, 1), seeded(seed, "mean field")
         self.prior = [(recipe.input_scale if i == 0 else 1.0) / math.sqrt(d + 1) for i, d in enumerate(widths[:-1])]
-        shapes = [(tasks, out, d + 1) for d, out in zip(widths[:-1], widths[1:], strict=True)]
+        shapes = [(tasks, out, d + 1) for d, out in itertools.pairwise(widths)]
         # Means as wide as the prior and small deviations: with deviations of the prior, learning starts from noise.
         self.mean = [s * torch.randn(shape, generator=generator) for s, shape in zip(self.prior, shapes, strict=True)]
         self.log_std = [torch.full(shape, math.log(0.05 * s)) for s, shape in zip(self.prior, shapes, strict=True)]
@@ -81,7 +82,7 @@ class Network:
         return total
 
     def locally(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a draw of f (T, N, 1) whose values at different points are independent: enough for sums over points, with less variance."""
+        """Return a draw of f (T, N, 1), independent between points given their means: enough for sums over points, with less variance."""
         h, phi = x, ACTIVATIONS[self.recipe.activation]
         for i, (m, log_s) in enumerate(zip(self.mean, self.log_std, strict=True)):
             A = torch.cat([h if i == 0 else phi(h), torch.ones_like(h[..., :1])], -1)
@@ -115,7 +116,7 @@ class Answer:
     def predict(self, xt: Tensor) -> Mixture:
         """Return the prediction at xt with shape (T, M, d_x)."""
         x_mean, x_std, y_mean, y_std = self.network.scaling
-        f = self.network.functions((xt - x_mean) / x_std, self.num_samples, seeded(self.seed, "mean field draws"))
+        f = self.network.functions(((xt - x_mean) / x_std).float(), self.num_samples, seeded(self.seed, "mean field draws"))
         noise = (self.network.log_noise.exp() * y_std).expand(f.shape[1:])
         return Mixture((f * y_std + y_mean).double(), noise.double())
 

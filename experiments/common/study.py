@@ -1,7 +1,7 @@
 """One study of real data: train the model once, score it and its rivals on the same splits, and put the scores into tables.
 
-Each piece is a file in the output folder, written when it is done, so a study that was stopped goes on where it was. `log.jsonl` has one line for
-each piece: what, when, and how many seconds of which clock.
+Each piece is a file in the output folder, written when it is done, so a study that was stopped goes on where it was. `log.jsonl` has one
+line for each piece: what, when, and how many seconds of which clock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from bnnp.checkpoint import write_atomically
 from bnnp.evaluation import Model, evaluate, mean_and_se
 from experiments.common.meanfield import Recipe
 
-__all__ = ["OURS", "SCORES", "Part", "Rival", "Study", "markdown", "split"]
+__all__ = ["OURS", "SCORES", "Part", "Rival", "Study", "markdown", "read_settings", "recipe", "split"]
 
 OURS = "this model"
 SCORES = {
@@ -62,12 +63,12 @@ class Rival:
     Arguments:
         make: returns it, trained where training tasks teach it anything, with numbers worth keeping.
         batch: tasks conditioned at once.
-        skip: conditions for which it is not asked.
+        of_network: it has the size of our network, so its scores hold for that network only.
     """
 
     make: Callable[[], tuple[Model, dict[str, Any]]]
     batch: int = 8
-    skip: tuple[str, ...] = ()
+    of_network: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,10 @@ class Study:
         write_atomically(note, json.dumps({"settings": wanted, "training": went}, indent=1).encode())
         return model, went
 
-    def record(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return a piece from its file, or make and write it."""
+    def record(self, name: str, make: Callable[[], dict[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+        """Return a piece from its file, or make and write it; `keys` are the settings that it depends on."""
         file = self.out / "scores" / f"{name.replace(' ', '_').replace(',', '').replace('/', '-')}.json"
-        wanted = {key: value for key, value in self.config.items() if key != "quick"}
+        wanted = {key: self.config[key] for key in keys}
         if file.is_file():
             whole: dict[str, Any] = json.loads(file.read_text())
             _same(whole.pop("settings"), wanted, file)
@@ -174,9 +175,8 @@ class Study:
         found: dict[str, Any] = {}
         for part, held in self.parts.items():
             for condition, splits in held.splits.items():
-                if condition not in rival.skip:
-                    each = evaluate(model, splits, num_samples=self.config["particles"], seed=self.config["seed"], batch_size=rival.batch)
-                    found.setdefault(part, {})[condition] = {short: each.per_task[name].tolist() for name, short in SCORES.items()}
+                each = evaluate(model, splits, num_samples=self.config["particles"], seed=self.config["seed"], batch_size=rival.batch)
+                found.setdefault(part, {})[condition] = {short: each.per_task[name].tolist() for name, short in SCORES.items()}
         return found
 
     def trust(self, model: bnnp.BNNP, particles: int = 128) -> dict[str, Any]:
@@ -185,17 +185,19 @@ class Study:
         for part, held in self.parts.items():
             for condition, splits in held.splits.items():
                 said = [model.condition(xc, yc, num_samples=particles, seed=self.config["seed"]).diagnose() for xc, yc, _, _ in splits]
-                numbers = {k: [float(getattr(d, k)) for d in said] for k in ("p_value_y", "distance_y", "pareto_k", "effective_sample_size")}
+                numbers = {
+                    k: [float(getattr(d, k)) for d in said] for k in ("p_value_y", "distance_y", "pareto_k", "effective_sample_size")
+                }
                 found.setdefault(part, {})[condition] = {"sentences": [str(d.sentence) for d in said], **numbers}
         return found
 
     def run(self, rivals: Mapping[str, Rival], minutes: float | None = None, progress: bool = True) -> dict[str, Any]:
         """Train, score everything, and return and write the results."""
         model, went = self.trained(minutes, progress)
-        records = {OURS: self.record(OURS, lambda: {"scores": self.scores(model, Rival(lambda: (model, {}), 4))})}
-        for name, rival in rivals.items():
-            records[name] = self.record(name, lambda rival=rival: self._of(rival))  # type: ignore[misc]
-        said = self.record("trust", lambda: {"trust": self.trust(model)})["trust"]
+        own = list(self.config)
+        records = {OURS: self.record(OURS, lambda: {"scores": self.scores(model, Rival(lambda: (model, {}), 4))}, own)}
+        records |= self.against(rivals)
+        said = self.record("trust", lambda: {"trust": self.trust(model)}, own)["trust"]
         whole = {
             "config": self.config,
             "training": went,
@@ -208,6 +210,14 @@ class Study:
         write_atomically(self.out / "results.json", (json.dumps(_plain(whole), indent=1) + "\n").encode())
         write_atomically(self.out / "tables.md", markdown(whole).encode())
         return whole
+
+    def against(self, rivals: Mapping[str, Rival]) -> dict[str, dict[str, Any]]:
+        """Return the records of the rivals; they need no training of ours."""
+        found = {}
+        for name, rival in rivals.items():
+            keys = [key for key in self.config if key != "training" and (key != "network" or rival.of_network)]
+            found[name] = self.record(name, partial(self._of, rival), keys)
+        return found
 
     def _of(self, rival: Rival) -> dict[str, Any]:
         model, numbers = rival.make()
@@ -227,6 +237,13 @@ class Study:
                     row[f"{score} less ours"] = _statistics([a - b for a, b in zip(own[score], ours[score], strict=True)], blocks)
                 found.setdefault(condition, {})[method] = row
         return found
+
+
+def read_settings(file: Path, quick: bool = False) -> Config:
+    """Return the settings of a file; with `quick` with those under "quick" in their place, for a run of seconds."""
+    config: Config = json.loads(file.read_text())
+    small = config.pop("quick")
+    return {k: {**v, **small.get(k, {})} if isinstance(v, dict) else small.get(k, v) for k, v in config.items()} if quick else config
 
 
 def split(x: Tensor, y: Tensor, seen: Tensor) -> Split:

@@ -1,4 +1,7 @@
-"""Hourly maps of 2 m temperature as tasks: each hour is a function of longitude and latitude, learned from the first days, tested on the last."""
+"""Hourly maps of 2 m temperature as tasks: each hour is a function of longitude and latitude.
+
+Learned from the first days, chosen by the next, tested on the last.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.gaussian import nearest
+from bnnp.data import read_grid
+from experiments.common.rivals import Past
 from experiments.common.study import Part, split
 
 __all__ = ["Fields", "read"]
@@ -51,13 +54,9 @@ class Fields:
         }
 
     @property
-    def past(self) -> Tensor:
-        """Return the training maps with shape (hours, P)."""
-        return self.y[self.hours["train"].start : self.hours["train"].stop]
-
-    def climate(self, x: Tensor) -> Tensor:
-        """Return the mean over the training hours at the place nearest to each x (*T, N, 2), with shape (*T, N, 1)."""
-        return self.past.double().mean(0)[nearest(x, self.x.double())].unsqueeze(-1)
+    def past(self) -> Past:
+        """Return the training maps."""
+        return Past(self.x, self.y[self.hours["train"].start : self.hours["train"].stop])
 
     def subsets(self, part: str, count: int, points: int, seed: int, every: int = 1) -> list[tuple[Tensor, Tensor]]:
         """Return `count` tasks of each hour (of each `every`-th) of a part, each with its own random places, as pairs (n, 2) and (n, 1)."""
@@ -86,15 +85,11 @@ def read(data: Path, config: dict[str, Any]) -> Fields:
     Raises:
         FileNotFoundError: the file is not there.
     """
-    import xarray
-
     path = data / config["file"]
     if not path.is_file():
         raise FileNotFoundError(f"Expected the ERA5 sample {path}. Got no such file. Give the folder that holds it with --data.")
-    with xarray.open_dataset(path) as source:
-        values = source[config["variable"]].transpose("time", "latitude", "longitude")
-        latitude, longitude = (np.asarray(source[name].values, dtype=np.float32) for name in ("latitude", "longitude"))
-        times = tuple(str(time)[:13] for time in source["time"].values)
-        y = torch.from_numpy(np.asarray(values.values, dtype=np.float32))
-    x = torch.from_numpy(np.stack(np.meshgrid(longitude, latitude), -1).reshape(-1, 2))  # row by row, as the maps are stored
-    return Fields(x, y.flatten(1), times, (len(latitude), len(longitude)), config)
+    maps = read_grid(path, task="time", inputs=["longitude", "latitude"], outputs=config["variable"], lazy=False)
+    x = torch.from_numpy(maps[0][0]).float()
+    y = torch.stack([torch.from_numpy(map_[1][:, 0]) for map_ in maps]).float()
+    shape = (len(x[:, 1].unique()), len(x[:, 0].unique()))
+    return Fields(x, y, tuple(name[:13] for name in maps.names), shape, config)

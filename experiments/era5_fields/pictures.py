@@ -57,7 +57,9 @@ def maps(model: Model, others: Mapping[str, Model], task: Split, fields: Fields,
         wrong = _map(axes[i, 1], fields, error, "mean less truth", ERROR, -worst, worst)
         wide = _map(axes[i, 2], fields, std, "standard deviation", SPREAD, 0.0, widest)
     for column, mappable in enumerate((shown, wrong, wide)):
-        bar = fig.colorbar(mappable, ax=axes[:, column], location="bottom", fraction=0.04, pad=0.01, aspect=35, extend=("neither", "both", "max")[column])
+        bar = fig.colorbar(
+            mappable, ax=axes[:, column], location="bottom", fraction=0.04, pad=0.01, aspect=35, extend=("neither", "both", "max")[column]
+        )
         bar.set_label(("temperature, K", "error, K", "standard deviation, K")[column], color=INK)
         bar.ax.tick_params(labelsize=TICK - 1, colors=INK)
     fig.suptitle(title, fontsize=TITLE, color=INK)

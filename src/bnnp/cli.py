@@ -6,7 +6,6 @@ wrong request (data, settings, a path), 70 a fault of this program, 130 stopped 
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from enum import StrEnum
@@ -15,7 +14,7 @@ from typing import Annotated
 
 import torch
 
-from bnnp import TrainingError, __version__
+from bnnp import __version__
 from bnnp.demos import digits, sawtooth
 from bnnp.demos.common import DemoResult
 
@@ -27,7 +26,7 @@ try:
     from rich.table import Table
 
     from bnnp.commands import register
-    from bnnp.console import expanded
+    from bnnp.console import expanded, give, told
 except ImportError as missing:  # this module is only ever imported to run the command
     sys.exit(f'The command line needs typer and rich ({missing}). Run: pip install "bnnp[cli]".')
 
@@ -40,6 +39,7 @@ NARROWEST = 100  # columns of text in a file or pipe, and at least in a terminal
 
 app = typer.Typer(
     help="Learn a prior over neural-network weights from many related data sets; get the posterior of a new one in one pass.",
+    epilog="Exit codes: 0 done, 1 something failed, 2 a wrong request, 70 a fault of this program, 130 stopped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,9 +54,10 @@ class Dataset(StrEnum):
 
 
 @app.command()
-def version() -> None:
+def version(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
     """Print the versions that a report of a problem needs."""
-    typer.echo(f"bnnp {__version__} (torch {torch.__version__}, python {platform.python_version()})")
+    found = {"bnnp": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    give(as_json, found, lambda: typer.echo("bnnp {bnnp} (torch {torch}, python {python})".format(**found)))
 
 
 @app.command()
@@ -79,19 +80,10 @@ def demo(
     """
     # Two threads on many small factorisations are slower than one, and a second process trains the rival.
     torch.set_num_threads(1)
-    try:
+    with told(as_json, "Stopped. The same command goes on from the last checkpoint."):
         folder = out / dataset.value
         result = DEMOS[dataset.value](folder, steps=steps or STEPS[dataset.value], seed=seed, progress=not quiet, fresh=fresh)
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from the last checkpoint.", err=True)
-        raise typer.Exit(130) from None
-    except (ImportError, OSError, RuntimeError, TrainingError, ValueError) as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
-    if as_json:
-        typer.echo(json.dumps(result.results, indent=1))
-    else:
-        show(result)
+        give(as_json, result.results, lambda: show(result))
 
 
 def show(result: DemoResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -265,10 +266,11 @@ def explore(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     samples: Samples = 64,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Open a page on this machine where one clicks data in and watches the posterior move."""
     torch.set_num_threads(1)
-    with told(stopped="Closed."):
+    with told(as_json, "Closed."):
         run = Run.open(model)
         tasks: Collection | None = None
         try:
@@ -277,7 +279,8 @@ def explore(
             if data is not None:
                 raise
             typer.echo(f"No tasks to load: {error}", err=True)
-        serve(run, data=tasks, port=port, open_browser=browser, samples=samples)
+        announce = (lambda words: typer.echo(json.dumps({"said": str(words)}))) if as_json else typer.echo
+        serve(run, data=tasks, port=port, open_browser=browser, samples=samples, announce=announce)
 
 
 def config(

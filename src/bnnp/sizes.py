@@ -129,8 +129,10 @@ def _likelihood(collection: Collection, look: list[Any]) -> tuple[str, str]:
     if len(values) and set(np.unique(values)) <= {0.0, 1.0}:
         return "bernoulli", "outputs are 0 and 1"
     counts = len(values) > 0 and bool((values >= 0).all()) and bool((values == values.round()).all())
-    if counts and collection.y_dim == 1 and float(np.median(values)) < 10 and len(np.unique(values)) > 2:
-        return "negativebinomial", 'outputs are small whole numbers; "gaussian" if they are no counts'
+    if counts and collection.y_dim == 1 and np.median(values) < 10 and len(np.unique(values)) > 2:
+        # Whole numbers that scatter less than counts do (ages, ratings) are better taken as numbers.
+        if values.mean() < 3 or values.var() > 1.5 * values.mean():
+            return "negativebinomial", 'outputs are small whole numbers; "gaussian" if they are no counts'
     return "gaussian", "outputs are numbers"
 
 

@@ -29,6 +29,7 @@ MOST = 1000
 """And with more than this never."""
 UNITS = {"d": 86_400_000_000, "h": 3_600_000_000, "s": 1_000_000}
 """Microseconds of a day, an hour and a second."""
+SHORT = re.compile(r"\d{1,2}([-/.])\d{1,2}\1\d{2}( .*)?", re.ASCII)
 FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 ODD = frozenset({"none", "--", "---", "."})
 """What stands for a missing value in a column of numbers, where it cannot be a level."""
@@ -193,6 +194,8 @@ def _examine_dates(text: Cells, day_first: bool | None) -> Cells:
         more: tuple[str | int, ...] = () if one == other else (f" and {there} in ", other)
         return replace(text, kind="mixed", problem=(what, one, *more, ". Write them as 2020-04-03, or give day_first=True or False."))
     good = ~np.isnat(dates)
+    if all(SHORT.fullmatch(level) for level in text.levels):
+        return _mixed(text, np.ones(len(good), np.bool_), "dates with all four digits of the year")
     if good.all():
         spread = np.where(text.missing, np.datetime64("NaT", "us"), dates[text.codes])
         return replace(text, kind="date", dates=spread, day_first=first)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bnnp.data.collection import Column, Triple
-from bnnp.data.sources import listed
+from bnnp.data.sources import listed, readable
 
 __all__ = ["Cut", "check_variable", "choose", "columns", "normal"]
 
@@ -268,7 +268,7 @@ def normal(ds: Any, recipe: Mapping[str, Any]) -> Any:
 # --- cutting it
 
 
-def _floats(values: Any, origin: str | None, name: str) -> FloatArray:
+def _floats(values: Any, origin: str | None) -> FloatArray:
     """Return numbers; times as hours since midnight of the day of the origin."""
     array = np.asarray(values)
     if array.dtype.kind == "O" and array.size and origin is not None:
@@ -296,10 +296,8 @@ class _Variable:
     def take(self, picks: Mapping[str, Pick], points: Sequence[str]) -> FloatArray:
         """Return a block with one axis for each dimension of the points, of length 1 where the variable lacks it."""
         key = tuple(picks.get(d, slice(None)) for d in self.dims)
-        try:
-            values = _floats(self.data[key] if isinstance(self.data, np.ndarray) else self.data[key].values, self.origin, self.name)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"Expected to read {self.name}. Got: {error}. The file is damaged, cut short or gone.") from None
+        with readable(self.name):
+            values = _floats(self.data[key] if isinstance(self.data, np.ndarray) else self.data[key].values, self.origin)
         left = [d for d in self.dims if not isinstance(picks.get(d), int)]
         values = values.transpose([left.index(d) for d in points if d in left])
         return values.reshape([values.shape[[e for e in points if e in left].index(d)] if d in left else 1 for d in points])
@@ -395,17 +393,15 @@ class Cut:
         values = _variable(self.ds, name)
         variable = values.variable
         small = not self.lazy or set(variable.dims) <= {name}
-        try:
+        with readable(name):
             data = variable.values if small else variable
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(f"Expected to read {name}. Got: {error}. The file is damaged or cut short; take another copy.") from None
         return _Variable(name, tuple(map(str, variable.dims)), data, self.recipe["origins"].get(name) if _is_clock(values) else None)
 
     def _coordinate(self, d: str) -> FloatArray | None:
         if d not in self.ds.coords or (self.ds[d].dtype.kind not in "fiubm" and not _is_clock(self.ds[d])):
             return None
         values = self.ds[d]
-        return _floats(values.values, (self.recipe["origins"].get(d) or _origin(values.values)) if _is_clock(values) else None, d)
+        return _floats(values.values, (self.recipe["origins"].get(d) or _origin(values.values)) if _is_clock(values) else None)
 
     def _tasks(self, d: str) -> _Axis:
         """Return the axis of a dimension of which each index, or each block of a span, is a task."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,7 @@ def _of_parquet(pd: ModuleType, path: Path, raw: bytes, names: Sequence[str] | N
     except (pa.ArrowException, ValueError, OSError) as error:
         raise ValueError(f"Expected a whole Parquet file at {path}. Got a damaged one: {_first(error)} Take another copy.") from None
     final = _renamed(str(path), own, names)
+    place = dict(zip(final, own, strict=True))
     if not rows or not final:
         raise ValueError(
             f"Expected rows in {path}. Got a Parquet file with {rows} rows and the columns {', '.join(map(repr, final[:10]))}."
@@ -123,8 +125,8 @@ def _of_parquet(pd: ModuleType, path: Path, raw: bytes, names: Sequence[str] | N
 
     def load(some: Sequence[str], as_text: Sequence[str]) -> Mapping[str, Any]:
         try:
-            table = file.read(columns=[own[final.index(name)] for name in some])
-            series = [table.column(own[final.index(name)]).to_pandas() for name in some]
+            table = file.read(columns=[place[name] for name in some])
+            series = [table.column(place[name]).to_pandas() for name in some]
         except (pa.ArrowException, ValueError, OSError, KeyError) as error:
             raise ValueError(f"Expected a whole Parquet file at {path}. Got a damaged one: {_first(error)} Take another copy.") from None
         return dict(zip(some, series, strict=True))
@@ -146,6 +148,7 @@ def _of_frame(pd: ModuleType, frame: Any, names: Sequence[str] | None) -> Source
         frame = frame.reset_index()
     own = list(frame.columns)
     final = _renamed("the frame", [str(name) for name in own], names)
+    place = dict(zip(final, own, strict=True))
     rows = len(frame)
     if not rows or not final:
         raise ValueError(f"Expected rows in the frame. Got {rows} rows and the columns {', '.join(map(repr, final[:10]))}.")
@@ -153,7 +156,7 @@ def _of_frame(pd: ModuleType, frame: Any, names: Sequence[str] | None) -> Source
     def load(some: Sequence[str], as_text: Sequence[str]) -> Mapping[str, Any]:
         found = {}
         for name in some:
-            column = frame[own[final.index(name)]]
+            column = frame[place[name]]
             if hasattr(column, "to_pandas"):
                 column = column.to_pandas()
             if not isinstance(column, pd.Series):
@@ -161,14 +164,16 @@ def _of_frame(pd: ModuleType, frame: Any, names: Sequence[str] | None) -> Source
             found[name] = column.reset_index(drop=True)
         return found
 
-    return Source("the frame", final, rows, load, lambda i: f"row {i + 1}")
+    unused = isinstance(frame, pd.DataFrame) and frame.index.dtype.kind not in "iu"
+    notes = ("The index of the frame was not used; give it a name to use it.",) if unused else ()
+    return Source("the frame", final, rows, load, lambda i: f"row {i + 1}", notes)
 
 
 def _renamed(where: str, own: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
     if names is not None and len(names) != len(own):
         raise ValueError(f"Expected {len(own)} names, one for each column of {where}. Got {len(names)}.")
     final = tuple(str(name) for name in (own if names is None else names))
-    twice = sorted({name for name in final if final.count(name) > 1})
+    twice = sorted(name for name, count in Counter(final).items() if count > 1)
     if twice:
         raise ValueError(f"Expected columns of different names in {where}. Got {', '.join(map(repr, twice))} more than once. Rename them.")
     return final

@@ -34,6 +34,8 @@ IN_MEMORY = 200 * 2**20
 """Images that take up to this many bytes, decoded, are read at once."""
 MANY = 4096
 """More points than this in a task make learning slow; the reader says so."""
+MOST = 2**24
+"""Images of more pixels are refused: each pixel is a point."""
 ENDINGS = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GREY, COLOURS = ("grey",), ("red", "green", "blue")
@@ -111,6 +113,8 @@ def read_images(
     opened = _open(source, wanted, lazy)
     notes = [*opened.notes]
     height, width = wanted or opened.shape
+    if height * width > MOST:
+        raise ValueError(f"Expected images of at most {MOST} pixels. Got {height} x {width}. Give size=(64, 64) or so to shrink them.")
     if recipe is None:
         coloured = opened.coloured if colour is None else bool(colour)
         made: dict[str, Any] = {
@@ -208,7 +212,7 @@ def _open(source: Any, size: tuple[int, ...] | None, lazy: bool | None) -> _Sour
     mark = fingerprint([path])
     if head[:6] == b"\x93NUMPY" or head[:4] == b"PK\x03\x04":
         return _array(_numpy(path, head[:2] == b"PK", lazy), mark, path.stat().st_size > IN_MEMORY)
-    if head[:2] == b"\x1f\x8b" or (head[:2] == b"\0\0" and head[2] in IDX_TYPES):
+    if head[:2] == b"\x1f\x8b" or (head[:2] == b"\0\0" and len(head) > 2 and head[2] in IDX_TYPES):
         return _array(_idx(path, lazy), mark, path.stat().st_size > IN_MEMORY and head[:2] == b"\0\0")
     if path.suffix.lower() in ENDINGS:
         return _pictures([path], path.parent, 0, size, lazy)

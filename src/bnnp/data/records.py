@@ -19,13 +19,16 @@ import numpy as np
 
 from bnnp.data.sources import fingerprint, listed
 
-__all__ = ["BEATS", "Record", "open_records"]
+__all__ = ["Record", "open_records"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
-BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")
-"""Symbols of annotations that mark a beat; the others mark rhythms, noise and parts of a beat."""
+BEATS = {
+    1: "N", 2: "L", 3: "R", 4: "a", 5: "V", 6: "F", 7: "J", 8: "A", 9: "S", 10: "E", 11: "j", 12: "/", 13: "Q", 25: "B", 30: "?", 34: "e",
+    35: "n", 38: "f", 41: "r",
+}  # fmt: skip
+"""Codes of annotations that mark a beat, with their symbols; the others mark rhythms, noise and parts of a beat."""
 BYTES = {"8": 1.0, "16": 2.0, "24": 3.0, "32": 4.0, "61": 2.0, "80": 1.0, "160": 2.0, "212": 1.5, "310": 4 / 3, "311": 4 / 3}
 """Bytes of a sample in each format of fixed width."""
 
@@ -103,11 +106,55 @@ class Record:
         if not file.is_file():
             others = listed(sorted(p.name for p in file.parent.glob(f"{glob.escape(self.path.name)}.*")))
             raise FileNotFoundError(f"Expected annotations of beats in {file}. Got no such file. Files of this record: {others}.")
-        found = _call(file, "rdann", str(self.path), extension)
-        factor = self.rate / found.fs if found.fs else 1.0
-        kept = [i for i, symbol in enumerate(found.symbol) if symbol in BEATS]
-        samples = np.round(np.asarray(found.sample, dtype=np.float64)[kept] * factor).astype(np.int64)
-        return samples, [found.symbol[i] for i in kept], len(found.symbol) - len(kept)
+        samples, codes, rate = _annotations(file)
+        at = [i for i, code in enumerate(codes) if code in BEATS]
+        places = np.round(np.asarray(samples, dtype=np.float64)[at] * (self.rate / rate if rate else 1.0)).astype(np.int64)
+        return places, [BEATS[codes[i]] for i in at], len(codes) - len(at)
+
+
+def _annotations(file: Path) -> tuple[list[int], list[int], float | None]:
+    """Read a file of annotations: the sample and the code of each, and their rate where it is said.
+
+    Two bytes hold a code and a number: most often the samples since the annotation before. wfdb's own reader does not come to an end on
+    some damaged files.
+
+    References:
+        annot(5), WFDB Applications Guide, G. Moody: MIT format.
+    """
+    data = file.read_bytes()
+    samples, codes, rate = list[int](), list[int](), None
+    place = now = 0
+    while True:
+        if place + 2 > len(data):
+            raise ValueError(f"Expected two zero bytes at the end of the annotations {file}. Got none: it is cut short. Take another copy.")
+        code, number = data[place + 1] >> 2, data[place] + 256 * (data[place + 1] & 3)
+        place += 2
+        if code == number == 0:
+            return samples, codes, rate
+        if code == 59:  # a long gap: four bytes, of which the two high ones come first
+            high, low = (int.from_bytes(data[place + k : place + k + 2], "little") for k in (0, 2))
+            now += (high << 16 | low) - (1 << 32 if high >> 15 else 0)
+            place += 4
+        elif code == 63:  # text
+            text = data[place : place + number].decode("latin-1")
+            place += number + number % 2
+            if text.startswith("## time resolution:"):
+                rate = _positive(text.partition(":")[2])
+                # This one is about the file, not the signal.
+                samples, codes = samples[:-1], codes[:-1]
+        elif code < 60:
+            now += number
+            if code:  # 0 moves on in time and marks nothing
+                samples.append(now)
+                codes.append(code)
+
+
+def _positive(text: str) -> float | None:
+    try:
+        value = float(text.strip("\0 "))
+    except ValueError:
+        return None
+    return value if 0 < value < np.inf else None
 
 
 def open_records(source: Any, leads: Sequence[str] | None) -> tuple[list[Record], str]:

@@ -10,14 +10,15 @@ import hashlib
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["fingerprint", "listed", "open_dataset"]
+__all__ = ["fingerprint", "listed", "open_dataset", "readable"]
 
 WHOLE = 256 * 2**20
 """Files up to this size are digested whole; of larger ones, so much in evenly spaced blocks."""
@@ -125,7 +126,9 @@ def _check_classic(path: Path) -> None:
     try:
         with path.open("rb") as file:
             need = _Classic(file).end()
-    except (struct.error, IndexError, KeyError, ValueError, OverflowError, MemoryError) as error:
+    except PermissionError:
+        raise _damaged(path, PermissionError()) from None
+    except (OSError, struct.error, IndexError, KeyError, ValueError, OverflowError, MemoryError) as error:
         raise _damaged(path, ValueError(f"a header that ends or goes wrong ({type(error).__name__})")) from None
     if size < need:
         raise _damaged(path, ValueError(f"{size} bytes where the header says {need}"))
@@ -198,24 +201,36 @@ def _read(xarray: Any, path: Path, engine: str) -> Any:
         raise ImportError(f'Reading {path} needs {package}. Run: pip install "bnnp[grid]".')
     kept: dict[str, Any] = {"engine": found[0], "cache": False, "decode_timedelta": False, "chunks": None}
     # What xarray or a backend warns of (metadata that is not consolidated, a calendar) changes no number that is read.
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"), readable(path):
         try:
             return xarray.open_dataset(path, **kept)
         except ValueError as error:
             if "decode" not in str(error):
-                raise _damaged(path, error) from None
-        except (OSError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, EOFError) as error:
-            raise _damaged(path, error) from None
+                raise
         return xarray.open_dataset(path, decode_times=False, **kept)
 
 
-def _damaged(path: Path, error: Exception) -> Exception:
+@contextmanager
+def readable(what: Any) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into one kind of error; our own pass as they are.
+
+    Arguments:
+        what: the file, or the variable of it that is read.
+    """
+    try:
+        yield
+    except (MemoryError, ImportError, FileNotFoundError):
+        raise
+    except Exception as error:
+        # xarray and its backends raise errors of many kinds.
+        raise (error if str(error).startswith("Expected") else _damaged(what, error)) from None
+
+
+def _damaged(what: Any, error: Exception) -> Exception:
     if isinstance(error, PermissionError):
-        return PermissionError(f"Expected to read {path}. Got no permission. Ask its owner, or copy it.")
+        return PermissionError(f"Expected to read {what}. Got no permission. Ask its owner, or copy it.")
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(
-        f"Expected netCDF or zarr that can be read in {path}. Got: {said}. The file is damaged or cut short; take another copy."
-    )
+    return ValueError(f"Expected to read {what}. Got: {said}. The file is damaged or cut short; take another copy.")
 
 
 def _digest(ds: Any) -> str:

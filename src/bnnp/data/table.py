@@ -19,7 +19,7 @@ from bnnp.data.codings import UNITS, Cells, Coding, check_kind, dates_as_text, e
 from bnnp.data.collection import Collection, Column, Triple
 from bnnp.data.cutting import Groups, cut_windows, group_rows, length_of, unlike
 from bnnp.data.frames import Source, open_source
-from bnnp.data.roles import Roles, check_names, find_roles, need_tasks, tuple_of
+from bnnp.data.roles import ROW, Roles, check_names, find_roles, need_tasks, tuple_of
 
 __all__ = ["read_points", "read_table"]
 
@@ -204,6 +204,7 @@ def read_table(
         raise need_tasks(table.cells, table.source, given.inputs, given.outputs)
     roles = find_roles(table.cells, table.source, given, window is not None)
     table.notes.extend(roles.notes)
+    table.examine([name for name in roles.used if name not in table.cells], day_first)
     timing = learn(table.cells[roles.order], np.arange(table.source.rows), table.source.row) if roles.order else None
     if timing is not None and timing.kind == "category":
         raise ValueError(f"Expected numbers or dates in {roles.order!r}, by which rows are sorted. Got text. Name another column.")
@@ -235,7 +236,7 @@ class _Table:
         opened = open_source(source, names, wanted if names is None else (), delimiter, encoding)
         if plan is not None and plan.names and not {*wanted} <= {*opened.names}:  # the later file has no header either
             opened = open_source(source, plan.names, (), delimiter, encoding)
-        check_names(wanted, opened)
+        check_names([name for name in wanted if name != ROW or plan is None or plan.window is None], opened)
         return _Table(opened, {}, list(opened.notes), tuple(as_text))
 
     def examine(self, columns: Sequence[str], day_first: bool | None, plan: Plan | None = None) -> None:
@@ -243,8 +244,11 @@ class _Table:
         known = (
             {} if plan is None else {c.column: c.day_first for c in (*plan.inputs, *plan.outputs, *([plan.order] if plan.order else []))}
         )
-        loaded = self.source.load(columns, [name for name in self.as_text if name in columns])
-        for name, series in loaded.items():
+        if ROW in columns and ROW not in self.source.names:
+            numbers = np.arange(self.source.rows, dtype=np.float64)
+            self.cells[ROW] = Cells(ROW, "integer", np.isnan(numbers), numbers)
+        own = [name for name in columns if name in self.source.names]
+        for name, series in self.source.load(own, [name for name in self.as_text if name in own]).items() if own else ():
             self.cells[name] = examine(series, name, self.source.decimal, known.get(name) if day_first is None else day_first)
 
 
@@ -287,8 +291,8 @@ def _select(table: _Table, roles: Roles, outputs_needed: bool, drop_missing_inpu
     return np.flatnonzero(keep)
 
 
-def _left_out(number: Any, what: str, which: str = "") -> str:
-    return f"{int(number):,} {what}{which} was left out." if number == 1 else f"{int(number):,} {what}s{which} were left out."
+def _left_out(number: Any, what: str, which: str = "", some: str = "") -> str:
+    return f"{int(number):,} {what}{'' if number == 1 else 's'}{which} {'was' if number == 1 else 'were'} left out{some}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,8 +343,8 @@ def _as_groups(table: _Table, groups: Groups, roles: Roles) -> tuple[_Spans, Gro
     large = groups.sizes >= 2
     if not large.all():
         lost = [repr(name) for name, fine in zip(groups.names, large, strict=True) if not fine]
-        few = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
-        table.notes.append(_left_out(len(lost), "task", " with fewer than 2 points") + f" ({few})")
+        few = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        table.notes.append(_left_out(len(lost), "task", " with fewer than 2 points", f": {few}"))
         groups = groups.pick(large)
     ordered = bool(roles.task) and table.cells[roles.task[-1]].kind == "date"
     if ordered:
@@ -353,7 +357,7 @@ def _as_windows(table: _Table, groups: Groups, plan: Plan, time: FloatArray | No
     assert plan.window is not None and plan.stride is not None
     cut = cut_windows(groups, None if time is None else time[groups.rows], plan.window, plan.stride, plan.in_rows)
     by = "rows" if plan.in_rows or plan.order is None else plan.order.unit or f"units of {plan.order.column!r}"
-    said = [f"Cut in windows of {plan.window:g} {by}, one every {plan.stride:g}."]
+    said = [f"Cut in windows of {plan.window:g} {by}, one every {plan.stride:g} {by}."]
     if cut.unused:
         said.append(_left_out(cut.unused, "point", " at the ends of series, or too few for a window,"))
     if cut.small:
@@ -376,7 +380,8 @@ def _times(origins: FloatArray, order: Coding | None) -> list[str]:
     if order is None or order.kind != "date":
         return [f"{value:.12g}" for value in origins]
     micro = np.round(origins * UNITS[order.unit]).astype(np.int64) + np.datetime64(order.origin, "us").astype(np.int64)
-    return dates_as_text(micro.view("datetime64[us]"))
+    texts = dates_as_text(micro.view("datetime64[us]"))
+    return [text.removesuffix(":00") for text in texts] if all(len(text) == 19 and text.endswith(":00") for text in texts) else texts
 
 
 def _covered(groups: Groups, spans: _Spans) -> IntArray:
@@ -406,7 +411,7 @@ def _learn(table: _Table, plan: Plan, roles: Roles, units: Mapping[str, str], ro
         )
     for c in dict.fromkeys([*inputs, *outputs]):
         if c.kind == "date":
-            table.notes.append(f"{c.column!r} became the time in {c.unit} since {c.origin.replace('T', ' ').removesuffix('.000000')}.")
+            table.notes.append(f"{c.column!r} became the time in {c.unit} since {dates_as_text([np.datetime64(c.origin)])[0]}.")
         elif c.kind == "clock":
             table.notes.append(f"{c.column!r} became hours.")
         elif c.kind == "boolean":
@@ -506,8 +511,8 @@ def read_points(
     Example:
         >>> import pandas
         >>> points = read_points(pandas.DataFrame({"x": [0.0, 1.0]}), {"kind": "grid"}, False, columns=(["x"], ["y"]))
-        >>> len(points), points[0][0].tolist(), points[0][2].any()
-        (1, [[0.0], [1.0]], np.False_)
+        >>> len(points), points[0][0].tolist(), points[0][1].tolist()
+        (1, [[0.0], [1.0]], [[nan], [nan]])
     """
     if isinstance(recipe, Mapping) and recipe.get("kind") == "table":
         plan = Plan.from_dict(recipe)

@@ -13,6 +13,7 @@ import io
 import re
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,6 +186,10 @@ def _decoded(path: Path, raw: bytes, encoding: str | None, notes: list[str]) -> 
     data = data.rstrip(b"\x1a")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    start = data[:200].lstrip()
+    if re.match(rb'(<!doctype|<html|<\?xml)|[\[{]\s*["{\[]', start, re.IGNORECASE):
+        what = "a page in HTML or XML" if start.startswith(b"<") else "JSON"
+        raise ValueError(f"Expected delimited text or Parquet in {path}. Got {what}. Save it as CSV.")
     odd = CONTROL.search(data)
     if odd:
         raise ValueError(
@@ -360,7 +365,7 @@ def _names(path: Path, header: list[str] | None, names: Sequence[str] | None, fi
         notes.append(f"The first row looks like data, so the file has no names of columns; they are called {what}.")
         header = [""] * fields
     final = tuple(name or f"column_{j + 1}" for j, name in enumerate(header))
-    twice = sorted({name for name in final if final.count(name) > 1})
+    twice = sorted(name for name, count in Counter(final).items() if count > 1)
     if twice:
         raise ValueError(
             f"Expected columns of different names in {path}. Got {', '.join(map(repr, twice))} more than once. Rename them in the file."

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnnp.data.collection import Column
-from bnnp.explorer.wire import Array, plain
+from bnnp.explorer.wire import EXACT, Array, plain
 
 __all__ = ["MOST_CELLS", "Lattice"]
 
@@ -50,8 +50,8 @@ class Lattice:
         """Return it for the page."""
         return {
             "across": self.across,
-            "columns": plain(self.columns, 9),
-            "rows": plain(self.rows, 9),
+            "columns": plain(self.columns, EXACT),
+            "rows": plain(self.rows, EXACT),
             "source": self.source,
             "thinned": self.thinned,
         }

@@ -19,7 +19,7 @@ import torch
 from bnnp.explorer import wire
 from bnnp.explorer.answers import curve, field, score
 from bnnp.explorer.subject import Subject
-from bnnp.explorer.wire import Array, plain
+from bnnp.explorer.wire import EXACT, Array, plain
 from bnnp.likelihoods import Gaussian, MultivariateGaussian
 from bnnp.networks import BNNP
 from bnnp.posterior import Posterior
@@ -305,14 +305,15 @@ class Session:
         """Return the state and the settings, for a page that opens."""
         state = self.state
         found: dict[str, Any] = {
-            "points": {"x": plain(state.x, 9), "y": plain(state.y, 9)},
+            "points": {"x": plain(state.x, EXACT), "y": plain(state.y, EXACT)},
             "task": state.task,
             "settings": {
                 "samples": self.samples, "noise": self.noise, "curves": self.curves, "mode": self.mode, "axis": self.axis,
-                "output": self.output, "held": plain(np.asarray(self.held), 9), "others": self.others, "low": self.low, "high": self.high,
+                "output": self.output, "held": plain(np.asarray(self.held), EXACT), "others": self.others, "low": self.low,
+                "high": self.high,
             },
         }  # fmt: skip
-        return {**found, "targets": {"x": plain(state.target_x, 9), "y": plain(state.target_y, 9)}} if targets else found
+        return {**found, "targets": {"x": plain(state.target_x, EXACT), "y": plain(state.target_y, EXACT)}} if targets else found
 
     def diagnose(self) -> dict[str, Any]:
         """Return how far the posterior can be trusted, and how well targets are predicted where there are any.
@@ -332,7 +333,11 @@ class Session:
             "effective": plain(float(found.effective_sample_size), 4),
             "pareto_k": plain(float(found.pareto_k), 3),
         }
-        return {**answer, "score": score(posterior, state.target_x, state.target_y)} if len(state.target_x) else answer
+        if not len(state.target_x):
+            return answer
+        shown = set(map(tuple, state.x.tolist()))
+        hidden = [tuple(row) not in shown for row in state.target_x.tolist()]  # what was painted over is no longer a target
+        return {**answer, "score": score(posterior, state.target_x[hidden], state.target_y[hidden])}
 
 
 def _size(n: int) -> int:

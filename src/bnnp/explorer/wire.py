@@ -9,7 +9,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-__all__ = ["Array", "flag", "index", "number", "one_of", "parse", "plain", "rows", "shown", "text", "whole"]
+__all__ = ["EXACT", "Array", "flag", "index", "number", "one_of", "parse", "plain", "rows", "shown", "text", "whole"]
+
+EXACT = 17
+"""Digits with which a number comes back as it was: a page tells points apart by their inputs."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

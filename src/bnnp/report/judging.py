@@ -17,7 +17,21 @@ from bnnp.linalg import NotPositiveDefiniteError
 from bnnp.networks import BNNP
 from bnnp.plots_data import usable
 
-__all__ = ["OWN", "SHARES", "Case", "Finding", "Judged", "Verdict", "cases", "compare", "findings", "judge", "shares_of", "still_rising"]
+__all__ = [
+    "OWN",
+    "SHARES",
+    "Case",
+    "Finding",
+    "Judged",
+    "Verdict",
+    "affordable",
+    "cases",
+    "compare",
+    "findings",
+    "judge",
+    "shares_of",
+    "still_rising",
+]
 
 OWN = "this model"
 SHARES = {"grid": (0.025, 0.1, 0.25), "images": (0.05, 0.2, 0.5)}
@@ -25,6 +39,8 @@ USUAL = (0.1, 0.3, 0.5)
 LEVELS = (0.5, 0.8, 0.95)
 MOST_CONTEXT, MOST_TARGETS = 2000, 200
 BATCH = 8
+BUDGET, FEWEST = 3e10, 20  # multiplications for each size of context; tasks that are judged whatever they cost
+ONE_FACTOR = ("shared", "matrix_normal")
 FEW_TESTS = 10
 OFF = 0.05
 """A share of covered points this far from its level, and by two standard errors, is worth a warning."""
@@ -125,6 +141,29 @@ class Finding:
 def shares_of(kind: str) -> tuple[float, ...]:
     """Return how much of a task is context when a model is judged."""
     return SHARES.get(kind, USUAL)
+
+
+def affordable(model: BNNP, points: float, num_samples: int) -> int:
+    """Return how many test tasks can be judged in about a minute at each size of context, at least 20.
+
+    The cost of a posterior is that of its factorisations: one for each block of weights with a factor or a noise of its own.
+
+    Arguments:
+        model: the model.
+        points: of a context.
+        num_samples: particles.
+    """
+    config, cost = model.config, 0.0
+    widths = (model.x_dim, *config["hidden"], model.y_dim)
+    kind = config["prior"]["kind"]
+    for i in range(1, len(widths)):
+        p, units = widths[i - 1] + 1, widths[i]
+        together = kind in ("per_layer", "network")
+        one = together or (config["shared_noise"] and (kind in ONE_FACTOR or config["prior"].get("tied", False)))
+        k = p * units if together else p
+        rows = points * units if together else points
+        cost += (1 if one else units) * min(rows, k) ** 2 * max(rows, k) * (num_samples if i > 1 else 1)
+    return max(FEWEST, int(BUDGET / max(cost, 1.0)))
 
 
 def cases(test: Collection, picked: Sequence[int], share: float, least: int, model: BNNP, seed: int) -> list[Case]:

@@ -48,7 +48,8 @@ figure img { display: block; max-width: 100%; height: auto; background: #ffffff;
 figcaption { color: var(--soft); font-size: 0.92rem; margin-top: 0.3rem; }
 pre { background: var(--panel); padding: 0.7rem 0.9rem; border-radius: 4px; overflow-x: auto; font-size: 0.85rem; }
 details summary { cursor: pointer; color: var(--accent); }
-@media (min-width: 48rem) { .scores td:first-child { min-width: 12rem; } }
+@media (min-width: 48rem) { .scores { font-size: 0.84rem; } .scores td:first-child { min-width: 10.5rem; }
+  .scores th, .scores td { padding: 0.28rem 0.3rem; } }
 @media (max-width: 40rem) { .scores td:first-child { min-width: 6rem; max-width: 7.5rem; }
   figure .picture { overflow-x: auto; } figure.broad img { max-width: none; width: 40rem; } }
 @media print { body { max-width: none; } nav { display: none; } h2 { break-after: avoid; } figure, table, .box { break-inside: avoid; } }

@@ -20,7 +20,7 @@ from bnnp.checkpoint import write_atomically
 from bnnp.data.collection import Collection, Column, Description, Triple
 from bnnp.evaluation import Model
 from bnnp.linalg import NotPositiveDefiniteError
-from bnnp.report.judging import BATCH, OWN, Case, Finding, Judged, Verdict, cases, compare, findings, judge, shares_of
+from bnnp.report.judging import BATCH, OWN, Case, Finding, Judged, Verdict, affordable, cases, compare, findings, judge, shares_of
 from bnnp.report.page import Html, bullets, details, figure, number, page, paragraph, pre, section, table, uncertain
 from bnnp.rivals import default_rivals, left_out
 from bnnp.runs import RECORD, Run, read_record
@@ -39,7 +39,7 @@ SCORES = {
     "coverage_0.8": "in 80 %",
     "coverage_0.95": "in 95 %",
 }
-DIAGNOSED, DIAGNOSED_POINTS, PARTICLES = 16, 200, 128
+DIAGNOSED, DIAGNOSED_POINTS, PARTICLES = 10, 200, 128
 LISTED = 8  # names in a list
 MOST_DRAWN = 20_000  # targets in a picture
 
@@ -149,9 +149,11 @@ def write_report(
     facts = _Facts(run, train, test, train.describe(), *_training_of(run), seed=seed, num_samples=num_samples)
     tell("rivals")
     rivals = _rivals(facts)
-    picked = np.sort(np.random.default_rng(seed).permutation(len(test))[:max_tasks])
+    points = shares[len(shares) // 2] * float(np.median(test.sizes))
+    most = min(max_tasks, affordable(run.model, points, num_samples))
+    picked = np.sort(np.random.default_rng(seed).permutation(len(test))[:most])
     if len(picked) < len(test):
-        facts.notes.append(f"{len(picked)} of {len(test)} test tasks were judged, taken at random.")
+        facts.notes.append(f"{len(picked)} of {len(test)} test tasks were judged, taken at random, to save time.")
     for i, share in enumerate(shares):
         tell(f"scores with {100 * share:g} % seen")
         cut = cases(test, [int(p) for p in picked], share, i + 1, run.model, seed)
@@ -305,7 +307,7 @@ def _data(facts: _Facts) -> list[Html]:
     low, middle, high = known.points
     sizes = f"{low}" if low == high else f"{low} to {high} (median {middle:g})"
     rows = [
-        [str(Column(row["name"], row["unit"])), side, number(row["min"], 4), number(row["mean"], 4), number(row["max"], 4), missing]
+        [str(Column(row["name"], row["unit"])), side, *_range(row), missing]
         for side, columns in (("input", known.inputs), ("output", known.outputs))
         for row in columns
         for missing in [f"{100 * row['missing']:.3g} %" if row.get("missing") else "none"]
@@ -323,6 +325,13 @@ def _data(facts: _Facts) -> list[Html]:
     else:
         parts.append(paragraph("Nothing was dropped, encoded or assumed."))
     return [*parts, figure(plots_data.collection(facts.train, facts.seed), "Some training tasks, taken at random.")]
+
+
+def _range(row: Mapping[str, Any]) -> list[str]:
+    """Return smallest, mean and largest value; what is nothing beside the others is 0."""
+    values = [float(row[name]) for name in ("min", "mean", "max")]
+    size = max(map(abs, values))
+    return [number(0.0 if abs(value) < 1e-12 * size else value, 4) for value in values]
 
 
 def _model(facts: _Facts) -> list[Html]:

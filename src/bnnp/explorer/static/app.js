@@ -82,6 +82,7 @@ function takeState(state) {
 
 function received(answer, change) {
   it.answer = answer;
+  if (["load", "clear", "undo", "redo"].includes(change.do)) plot.choose(-1);
   if (answer.state) {
     // What waits has been drawn already, and is not in this state.
     const waiting = link.queue.length > 0;
@@ -346,7 +347,7 @@ function prepare() {
   if (labels && classes === 2) notes.push("Line and band are of the probability of a 1; points are zeros and ones.");
   if (discrete && !labels) notes.push("Points are whole numbers; sampled curves are mean counts.");
   if (subject.outputs.length > 1 && !subject.gaps) notes.push("This model needs all outputs of a point: a new one takes those not shown from the fields above.");
-  if (subject.inputs.length > 1) notes.push("Points at other values of the inputs not shown are pale.");
+  if (subject.inputs.length > 1) notes.push("In the curve view, points at other values of the inputs not shown are pale.");
   if (subject.lattice?.thinned > 1) notes.push(`The map shows every ${subject.lattice.thinned}th row and column of the data.`);
   $("notes").replaceChildren(...notes.map((note) => tag("li", note)));
   legend();

@@ -192,9 +192,11 @@ export class MapView {
       context.globalAlpha = 1;
     }
     for (const [k, i] of this.seen) this.cell(context, k, side, points.y[i][this.output]);
-    if (!this.grey && side >= 6) {
+    if ((!this.grey || (this.faint && this.hidden.size)) && side >= 6) {
+      context.lineWidth = this.grey ? 2 : 1;
       context.strokeStyle = ink;
       for (const k of this.seen.keys()) context.strokeRect((k % this.w) * side + 0.5, Math.floor(k / this.w) * side + 0.5, side - 1, side - 1);
+      context.lineWidth = 1;
     }
     if (this.cursor) {
       context.lineWidth = 3;
