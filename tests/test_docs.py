@@ -202,9 +202,9 @@ def test_console_blocks_run_where_all_their_commands_are_ours(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     run(blocks, "page.md")
     assert (tmp_path / "a.toml").is_file()
-    with pytest.raises(AssertionError, match="page.md:2: bnnp fit nothing.csv ended with 2"):
+    with pytest.raises(AssertionError, match=r"page.md:2: bnnp fit nothing.csv ended with 2"):
         run(read("```console\nbnnp fit nothing.csv\n```\n")[0], "page.md")
-    with pytest.raises(AssertionError, match="page.md:7 is not what was printed"):
+    with pytest.raises(AssertionError, match=r"page.md:7 is not what was printed"):
         run(read("```console\nbnnp version\n```\n\n<!-- printed -->\n```text\nbnnp 9\n```\n")[0], "page.md")
 
 

@@ -154,6 +154,7 @@ def evaluate(
     *,
     num_samples: int = 64,
     seed: int = 0,
+    max_tasks: int = 200,
     **choices: Any,
 ) -> tuple[Judged, dict[float, Evaluation]]:
     """Score a model on the tasks held out of its data, or on all tasks of another source.
