@@ -122,6 +122,13 @@ def test_without_typer_the_command_says_what_to_install() -> None:
     assert result.returncode == 1 and 'pip install "bnnp[cli]"' in result.stderr and "Traceback" not in result.stderr
 
 
+def test_the_command_needs_no_other_extra_to_start() -> None:
+    others = "matplotlib pandas pyarrow xarray netCDF4 zarr wfdb PIL sklearn scipy starlette uvicorn arviz polars".split()
+    blocked = f"[sys.modules.__setitem__(name, None) for name in {others}]"
+    result = python(f"{blocked}; sys.argv = ['bnnp', 'version', '--json']; from bnnp.cli import main; main()")
+    assert result.returncode == 0 and json.loads(result.stdout)["bnnp"] == bnnp.__version__, result.stderr
+
+
 def test_python_m_bnnp_is_the_command() -> None:
     result = python("import runpy; sys.argv = ['bnnp', 'version']; runpy.run_module('bnnp', run_name='__main__')")
     assert result.returncode == 0 and result.stdout.startswith("bnnp ")

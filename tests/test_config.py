@@ -103,7 +103,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_settings_over_settings() -> None:
     first, second = Config({"model": {"hidden": [8]}}), Config({"model": {"hidden": [9], "prior": "shared"}, "split": {"seed": 3}})
-    assert second.under(first).values == {"model": {"hidden": [8], "prior": "shared"}, "split": {"seed": 3}}
+    assert first.over(second).values == {"model": {"hidden": [8], "prior": "shared"}, "split": {"seed": 3}}
     assert first.replace(model__prior="shared", split__seed=None).values == {"model": {"hidden": [8], "prior": "shared"}}
     with pytest.raises(ConfigError, match=r"training\.steps"):
         first.replace(training__steps=0)

@@ -67,7 +67,7 @@ EDGE: dict[str, set[str]] = {
     "runs": {"checkpoint", "data"},
     "rivals": {"data", "evaluation"},
     "plots_data": {"data", "plots", "runs"},
-    "report": {"calibration", "data", "evaluation", "plots", "plots_data", "plots_prior", "reading", "rivals", "runs", "trust"},
+    "report": {"checkpoint", "data", "evaluation", "plots", "plots_data", "rivals", "runs"},
     "explorer": {"checkpoint", "data", "runs"},
     "config": set(),
     "sizes": {"config", "data"},
@@ -79,7 +79,9 @@ EVERYTHING = {*CORE, *EDGE}
 EDGE |= {
     "__init__": EVERYTHING,
     "demos": EVERYTHING | {"bnnp"},
-    "cli": EVERYTHING | {"bnnp", "demos"},
+    "console": {"config", "evaluation", "training"},
+    "commands": EVERYTHING | {"console"},
+    "cli": EVERYTHING | {"bnnp", "commands", "console", "demos"},
     "__main__": {"cli"},
 }
 REQUIRED = {"torch", "numpy", "safetensors"}
@@ -88,7 +90,7 @@ OPTIONAL = set(
     "zarr".split()
 )
 # What cannot be used at all without its optional package, and is imported by nothing but its user.
-NEEDS_ITS_EXTRA = {"cli", "estimator"}
+NEEDS_ITS_EXTRA = {"cli", "commands", "console", "estimator"}
 CORE_ONLY = {"torch", "numpy"}
 
 FACTORISING = set(

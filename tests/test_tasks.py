@@ -171,3 +171,10 @@ def test_flat_arrays_are_data_sets_where_there_is_one_column() -> None:
 def test_evaluate_takes_tasks() -> None:
     tasks = [Task(x.float(), y.float()) for x, y in pairs([6, 6])]
     assert bnnp.evaluate(bnnp.BNNP(2, 1, hidden=(3,)), tasks, context_fraction=0.5, num_samples=2).num_tasks == 2
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2)])
+def test_masked_tasks_without_points_are_collated(shape: tuple[int, ...]) -> None:
+    nothing = (torch.ones(0, 1), torch.ones(0, 2), torch.ones(shape, dtype=torch.bool))
+    some = (torch.ones(3, 1), torch.ones(3, 2), torch.tensor([True, False, True]))
+    assert collate([nothing, some]).mask.tolist() == [[False] * 3, [True, False, True]]

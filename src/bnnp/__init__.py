@@ -5,6 +5,11 @@ A **network** is a module whose call on a context returns a **Posterior**: an im
 and be *updated* to another Posterior.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from bnnp import objectives
 from bnnp.checkpoint import load, load_posterior, save
 from bnnp.choice import Choice, choose_prior
@@ -30,6 +35,9 @@ from bnnp.reading import PriorSummary, layer_effects
 from bnnp.tasks import Context, Task, TaskBatch, collate
 from bnnp.training import TrainingError, TrainResult, meta_train
 from bnnp.trust import SBC, Diagnosis, sbc
+
+if TYPE_CHECKING:
+    from bnnp.estimator import BNNPRegressor as BNNPRegressor
 
 __version__ = "0.1.0"
 
@@ -71,3 +79,10 @@ __all__ = [
     "save",
     "sbc",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what needs scikit-learn when it is first asked for, so that nobody else has to have it."""
+    if name == "BNNPRegressor":
+        return importlib.import_module("bnnp.estimator").BNNPRegressor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,11 @@
 """The command line: every verb is a thin wrapper around a function that can be imported.
 
-Results go to standard output, progress to standard error. Exit codes: 0 done, 1 something failed, 2 a wrong request, 130 stopped.
+Results go to standard output, progress to standard error. Exit codes: 0 done, 1 something failed (a full disk, a missing package), 2 a
+wrong request (data, settings, a path), 70 a fault of this program, 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from enum import StrEnum
@@ -14,7 +14,7 @@ from typing import Annotated
 
 import torch
 
-from bnnp import TrainingError, __version__
+from bnnp import __version__
 from bnnp.demos import digits, sawtooth
 from bnnp.demos.common import DemoResult
 
@@ -24,6 +24,9 @@ try:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from bnnp.commands import register
+    from bnnp.console import expanded, give, told
 except ImportError as missing:  # this module is only ever imported to run the command
     sys.exit(f'The command line needs typer and rich ({missing}). Run: pip install "bnnp[cli]".')
 
@@ -36,6 +39,7 @@ NARROWEST = 100  # columns of text in a file or pipe, and at least in a terminal
 
 app = typer.Typer(
     help="Learn a prior over neural-network weights from many related data sets; get the posterior of a new one in one pass.",
+    epilog="Exit codes: 0 done, 1 something failed, 2 a wrong request, 70 a fault of this program, 130 stopped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,9 +54,10 @@ class Dataset(StrEnum):
 
 
 @app.command()
-def version() -> None:
+def version(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
     """Print the versions that a report of a problem needs."""
-    typer.echo(f"bnnp {__version__} (torch {torch.__version__}, python {platform.python_version()})")
+    found = {"bnnp": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    give(as_json, found, lambda: typer.echo("bnnp {bnnp} (torch {torch}, python {python})".format(**found)))
 
 
 @app.command()
@@ -75,19 +80,10 @@ def demo(
     """
     # Two threads on many small factorisations are slower than one, and a second process trains the rival.
     torch.set_num_threads(1)
-    try:
+    with told(as_json, "Stopped. The same command goes on from the last checkpoint."):
         folder = out / dataset.value
         result = DEMOS[dataset.value](folder, steps=steps or STEPS[dataset.value], seed=seed, progress=not quiet, fresh=fresh)
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from the last checkpoint.", err=True)
-        raise typer.Exit(130) from None
-    except (ImportError, OSError, RuntimeError, TrainingError, ValueError) as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, ValueError) else 1) from None
-    if as_json:
-        typer.echo(json.dumps(result.results, indent=1))
-    else:
-        show(result)
+        give(as_json, result.results, lambda: show(result))
 
 
 def show(result: DemoResult) -> None:
@@ -117,9 +113,12 @@ def show(result: DemoResult) -> None:
     console.print(f"Took {seconds['total']:.0f} s, of which training {seconds['training']:.0f} s{again}.", markup=False)
 
 
+register(app)
+
+
 def main() -> None:
     """Run the command line."""
-    app()
+    app(args=expanded(sys.argv[1:]))
 
 
 if __name__ == "__main__":

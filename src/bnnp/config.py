@@ -99,6 +99,36 @@ def _steps(value: Any) -> Any:
     return value
 
 
+def _stride(value: Any) -> Any:
+    """Check a step: a number, a time, or cells along each dimension."""
+    return _steps(value) if isinstance(value, dict) else _length(value)
+
+
+def _length(value: Any) -> Any:
+    if isinstance(value, str) and value.strip():
+        return value
+    try:
+        return _number(above=0)(value)
+    except ValueError:
+        raise ValueError('a number above 0, or a time such as "24 h"') from None
+
+
+def _beats(value: Any) -> Any:
+    words = "the ending of the file of annotations and seconds before and after a beat"
+    if not isinstance(value, list) or len(value) != 3 or not isinstance(value[0], str):
+        raise ValueError(words)
+    try:
+        return [value[0], *map(_number(least=0), value[1:])]
+    except ValueError:
+        raise ValueError(words) from None
+
+
+def _units(value: Any) -> Any:
+    if not isinstance(value, dict) or not value or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError("a table of columns and units")
+    return value
+
+
 def _context(value: Any) -> Any:
     words = "a range such as [0.1, 0.6], shares between 0 and 1, or [3, 30], numbers of points"
     if not isinstance(value, list) or len(value) != 2 or any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
@@ -140,25 +170,32 @@ _T, _G, _S, _I = "table", "grid", "signal", "images"
 _COUNT, _POSITIVE, _SHARE = _number(least=1, whole=True), _number(above=0), _number(least=0, most=0.9)
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("data", "task", _names, "column(s) whose values name the tasks; for grids a dimension", '"patient"', (_T, _G)),
+    Setting("data", "task", _names, "column(s) that name tasks; dimension of a grid; window, beat or record", '"patient"', (_T, _G, _S)),
     Setting("data", "inputs", _names, "columns, dimensions or variables to predict from", '["day", "age"]', (_T, _G)),
     Setting("data", "outputs", _names, "columns or variables to predict", '["value"]', (_T, _G)),
-    Setting("data", "order", _text, "column that orders the points of a task in time", '"day"', (_T,)),
-    Setting("data", "window", _POSITIVE, "length of windows: rows, units of `order` (if not whole), seconds", "50", (_T, _S)),
-    Setting("data", "stride", _POSITIVE, "step from one window, or patch, to the next", "25", (_T, _S)),
-    Setting("data", "names", _names, "names of the columns of a file without a header", '["a", "b", "c"]', (_T,)),
+    Setting("data", "order", _text, "column that orders the rows of a task", '"day"', (_T,)),
+    Setting("data", "window", _length, "length of windows: rows (whole), units of `order` (7.0), seconds", "50", (_T, _S)),
+    Setting("data", "stride", _stride, "from the start of one window to the next; cells of patches", "25", (_T, _S, _G)),
+    Setting("data", "units", _units, "of columns, for people", '{ dose = "mg" }', (_T,)),
+    Setting("data", "categories", _names, "columns of numbers that are categories", '["site"]', (_T,)),
+    Setting("data", "names", _names, "of the columns of a file without a header", '["a", "b", "c"]', (_T,)),
+    Setting("data", "day_first", _flag, "03/04/2020 is in April", "true", (_T,)),
     Setting("data", "delimiter", _text, "between the columns of a text file", '";"', (_T,)),
     Setting("data", "encoding", _text, "of a text file", '"latin-1"', (_T,)),
     Setting("data", "drop_missing_inputs", _flag, "leave out points of which an input is missing", "true", (_T,)),
     Setting("data", "patch", _steps, "cells of a patch along each dimension", "{ latitude = 16, longitude = 16 }", (_G,)),
+    Setting("data", "relative", _flag, "coordinates of a patch count from its centre", "true", (_G,)),
     Setting("data", "every", _steps, "take every so manieth cell along a dimension", "{ latitude = 2, longitude = 2 }", (_G,)),
     Setting("data", "leads", _names, "leads of a signal", '["II"]', (_S,)),
-    Setting("data", "rate", _POSITIVE, "sampling rate to resample a signal to, in Hz", "125", (_S,)),
-    Setting("data", "beats", _row(_number(least=0), "two times", 2), "seconds before and after each beat, as windows", "[0.3, 0.5]", (_S,)),
-    Setting("data", "start", _number(least=0), "where a signal starts to count, in seconds", "60.0", (_S,)),
-    Setting("data", "stop", _POSITIVE, "where it ends, in seconds", "1500.0", (_S,)),
+    Setting("data", "rate", _POSITIVE, "samples in a second that a signal is brought to", "125", (_S,)),
+    Setting("data", "beats", _beats, "annotations, and seconds before and after each beat", '["atr", 0.25, 0.45]', (_S,)),
+    Setting("data", "start", _number(), "where a signal starts to count, in seconds; below 0 from its end", "60.0", (_S,)),
+    Setting("data", "stop", _number(), "where it ends, in the same way", "-300.0", (_S,)),
+    Setting("data", "centre", _flag, "take its median off each window", "true", (_S,)),
     Setting("data", "size", _row(_number(least=2, whole=True), "[height, width]", 2), "pixels of resized images", "[28, 28]", (_I,)),
     Setting("data", "colour", _flag, "three outputs for an image instead of one grey value", "false", (_I,)),
+    Setting("data", "labels", _text, '"folder" or a file of labels; they are held out whole where there are ten', '"folder"', (_I,)),
+    Setting("data", "dequantise", _flag, "fill the gaps between 256 levels with noise, so that densities mean something", "true", (_I,)),
     Setting("split", "validation", _SHARE, "share of the tasks held out to choose the step that is kept", "0.15"),
     Setting("split", "test", _SHARE, "share held out for the report", "0.15"),
     Setting("split", "seed", _number(least=0, whole=True), "of the random choice", "0"),
@@ -186,6 +223,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("training", "context", _context, "how much of a task is context: shares, or numbers of points", "[0.1, 0.6]"),
     Setting("training", "max_points", _number(least=2, whole=True), "points of a larger task that a step sees", "500"),
     Setting("training", "shrinkage", _number(least=0), "price of the prior's divergence from N(0, I/p), for few tasks", "0.0"),
+    Setting("training", "trial_steps", _number(least=0, whole=True), "steps of a short trial of each candidate network; 0 for none", "200"),
     Setting("training", "seed", _number(least=0, whole=True), "of weights, batches and draws", "0"),
     Setting("training", "checkpoint_every", _COUNT, "steps between checkpoints", "100"),
 )  # fmt: skip
@@ -234,10 +272,10 @@ class Config:
                 values.setdefault(section, {})[key] = list(value) if isinstance(value, tuple) else value
         return Config(values)
 
-    def under(self, first: Config) -> Config:
-        """Return these settings with those of `first` before them where both are set."""
-        sections = dict.fromkeys([*self.values, *first.values])
-        return Config({s: {**self.values.get(s, {}), **first.values.get(s, {})} for s in sections})
+    def over(self, rest: Config) -> Config:
+        """Return these settings, completed by those of `rest`."""
+        sections = dict.fromkeys([*rest.values, *self.values])
+        return Config({s: {**rest.values.get(s, {}), **self.values.get(s, {})} for s in sections})
 
     def toml(self, kind: str | None = None) -> str:
         """Return the settings as a TOML file, with a comment for each; what is not set stands there as a comment.

@@ -6,8 +6,8 @@ The rules are few and plain: they are starts, and what was chosen is printed and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,13 @@ import numpy as np
 from bnnp.config import Config
 from bnnp.data.collection import Collection
 
-__all__ = ["Chosen", "choose_settings"]
+__all__ = ["Chosen", "candidates", "choose_settings", "roughness"]
 
 LOOKED_AT = 100
-MAX_POINTS = 256
+MAX_POINTS = 200
 """More points of a task than this are not seen in one step."""
-FLOP_BUDGET = 4e12
-"""What the steps of a fit may cost: a few minutes on two cores."""
+SECONDS = 200.0
+"""How long the steps of a fit may take on one core, roughly."""
 
 
 @dataclass(frozen=True)
@@ -56,41 +56,101 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
         reasons.append(f"max_points = {most}: tasks have up to {max(collection.sizes)} points, and a step need not see them all")
     low = float(np.clip(2 / seen, 0.02, 0.1))
     training: dict[str, Any] = {"context": [round(low, 3), 0.6], "learning_rate": 0.01, "final_learning_rate": 1e-4, "batch_size": 5}
-    training |= {"num_samples": 8, "objective": "pp_avi", "seed": 0} | ({} if most is None else {"max_points": most})
+    training |= {"num_samples": 4, "objective": "pp_avi", "seed": 0} | ({} if most is None else {"max_points": most})
     shrinkage = next((value for count, value in ((10, 0.1), (40, 0.03), (100, 0.01)) if num_train <= count), 0.0)
     training["shrinkage"] = shrinkage
     if shrinkage > 0 and config.get("training.shrinkage") is None:
         reasons.append(f"shrinkage = {shrinkage:g}: with {num_train} tasks to learn from, the prior is held back towards N(0, I/p)")
-    whole = Config({"model": model, "training": training}).under(config)
+    whole = config.over(Config({"model": model, "training": training}))
     steps = _steps(whole, collection, seen)
     if config.get("training.steps") is None:
         reasons.append(f"steps = {steps}: a few minutes on two cores")
-    every = max(1, (config.get("training.steps") or steps) // 20)
-    rest = Config({"training": {"steps": steps, "checkpoint_every": every}, "split": _shares(collection)})
-    return Chosen(rest.under(whole).under(config), tuple(reasons))
+    steps = config.get("training.steps") or steps
+    rest = Config({"training": {"steps": steps, "checkpoint_every": max(1, steps // 20)}, "split": _shares(collection)})
+    free = not any(config.get(name) for name in ("model.activation", "model.input_scale", "training.learning_rate"))
+    trial = steps // 6 if free and steps >= 1000 and config.over(rest).get("split.validation") > 0 else 0
+    if trial and config.get("training.trial_steps") is None:
+        reasons.append(f"trial_steps = {trial}: a sine and a tanh network are tried, and the one better on validation tasks is trained")
+    rest = Config({"training": {"trial_steps": trial}}).over(rest)
+    return Chosen(whole.over(rest), tuple(reasons))
+
+
+def candidates(input_scale: float) -> tuple[dict[str, Any], ...]:
+    """Return networks that a fit tries briefly before it trains one: none of them is best on all data."""
+    return (
+        {"activation": "sine", "input_scale": input_scale, "learning_rate": 0.01},
+        {"activation": "tanh", "input_scale": max(3.0, round(input_scale / 2, 1)), "learning_rate": 0.03},
+    )
+
+
+def roughness(tasks: Sequence[Any], seed: int = 0) -> float | None:
+    """Return how quickly outputs vary with inputs: the input scale at which functions of the prior vary as quickly as the data.
+
+    From the variogram within tasks: the distance h, in standardised inputs, at which half the mean squared difference (y - y')^2 / 2 has
+    come half way from what it is at the shortest distances to the variance. Features sin(s w . x) with w ~ N(0, I / p) have correlation 1/2
+    at the distance 1.18 sqrt(p) / s; data have finer structure too, so s is taken half as large again.
+
+    Arguments:
+        tasks: triples (x, y, mask).
+        seed: of the pairs that are looked at.
+
+    Returns:
+        The scale, between 1 and 60; None where there are too few points to tell.
+    """
+    generator = np.random.default_rng(seed)
+    whole = np.concatenate([x for x, _, _ in tasks])
+    spread = whole.std(0)
+    spread[spread == 0] = 1.0
+    distances, squares = [], []
+    for x, y, mask in tasks:
+        seen = mask[:, 0]
+        z, v = x[seen] / spread, y[seen, 0]
+        if len(v) < 4 or v.std() == 0:
+            continue
+        i, j = generator.integers(0, len(v), (2, 2000))
+        near = np.argsort(z[:, 0])  # neighbours along the first input too: pairs at random are rarely close
+        i, j = np.concatenate([i, near[:-1]]), np.concatenate([j, near[1:]])
+        apart = np.linalg.norm(z[i] - z[j], axis=1)
+        distances.append(apart[i != j])
+        squares.append(((v[i] - v[j]) ** 2 / 2 / v.var())[i != j])
+    if not distances or sum(map(len, distances)) < 500:
+        return None
+    d, g = np.concatenate(distances), np.concatenate(squares)
+    order = np.argsort(d)
+    bins = np.array_split(order, 60)
+    at, level = np.array([d[b].mean() for b in bins]), np.array([g[b].mean() for b in bins])
+    half = level[0] + 0.5 * max(1.0 - level[0], 0.0)
+    reached = np.flatnonzero(level >= half)
+    h = at[reached[0]] if len(reached) else at[-1]
+    return float(np.clip(1.5 * 1.18 * math.sqrt(whole.shape[1] + 1) / max(h, 1e-9), 1.0, 60.0))
 
 
 def _shares(collection: Collection) -> dict[str, Any]:
     """Return how much is held out: less where there is little."""
-    share = 0.15 if len(collection) >= 20 else 0.2
-    return {"validation": share if len(collection) >= 5 else 0.0, "test": share if len(collection) >= 4 else 0.0, "seed": 0}
+    count = len(collection)
+    share = 0.15 if count >= 20 else 0.2
+    test = share if count >= 4 else 0.34 if count == 3 else 0.0  # of three tasks, one
+    return {"validation": share if count >= 5 else 0.0, "test": test, "seed": 0}
 
 
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
     reasons: list[str] = []
-    width = 32 if total < 1000 else 64
-    smooth = collection.x_dim <= 2
+    hidden = [32, 32] if total < 1000 else [64, 64] if total < 20_000 else [64, 128]
+    rough = roughness(look)
+    scale = 3.0 if rough is None else float(f"{rough:.2g}")
     model: dict[str, Any] = {
-        "hidden": [width, width],
+        "hidden": hidden,
         "prior": "matrix_normal",
         "spread": 0.9,
-        "input_scale": 4.0 if smooth else 2.0,
-        "activation": "sine" if smooth else "tanh",
+        "input_scale": scale,
+        "activation": "sine" if collection.x_dim <= 2 else "tanh",
         "shared_noise": True,
         "factor_dtype": "float64",
     }
     if config.get("model.hidden") is None:
-        reasons.append(f"hidden = [{width}, {width}]: there are about {total:.0f} points to learn from")
+        reasons.append(f"hidden = {hidden}: there are about {total:.0f} points to learn from")
+    if config.get("model.input_scale") is None:
+        reasons.append(f"input_scale = {scale:g}: from the distance over which outputs change half their variance")
     mask = np.concatenate([mask for _, _, mask in look])
     if collection.y_dim > 1 and bool((mask.any(1) & ~mask.all(1)).any()):
         model["missing_outputs"] = True
@@ -116,8 +176,10 @@ def _likelihood(collection: Collection, look: list[Any]) -> tuple[str, str]:
     if len(values) and set(np.unique(values)) <= {0.0, 1.0}:
         return "bernoulli", "outputs are 0 and 1"
     counts = len(values) > 0 and bool((values >= 0).all()) and bool((values == values.round()).all())
-    if counts and collection.y_dim == 1 and float(np.median(values)) < 10 and len(np.unique(values)) > 2:
-        return "negativebinomial", 'outputs are small whole numbers; "gaussian" if they are no counts'
+    if counts and collection.y_dim == 1 and np.median(values) < 10 and len(np.unique(values)) > 2:
+        # Whole numbers that scatter less than counts do (ages, ratings) are better taken as numbers.
+        if values.mean() < 3 or values.var() > 1.5 * values.mean():
+            return "negativebinomial", 'outputs are small whole numbers; "gaussian" if they are no counts'
     return "gaussian", "outputs are numbers"
 
 
@@ -132,10 +194,11 @@ def _fine(look: list[Any]) -> bool:
 
 
 def _steps(config: Config, collection: Collection, seen: float) -> int:
-    """Return a number of steps whose arithmetic stays within the budget."""
-    widths = [collection.x_dim, *config.get("model.hidden"), collection.y_dim]
-    batch, samples = config.get("training.batch_size"), config.get("training.num_samples")
-    # For each layer: the features of all points, their Gram matrix, and a factorisation; three times that with gradients.
-    layer = [2 * seen * p * d + seen * p * p + p**3 / 3 for p, d in pairwise(widths)]
-    cost = 3.0 * batch * samples * sum(layer)
-    return int(np.clip(round(FLOP_BUDGET / max(cost, 1.0), -2), 1000, 4000))
+    """Return a number of steps that takes a few minutes.
+
+    What a step costs was measured at (64, 64), five tasks and eight particles: so much whatever happens, and so much for each point.
+    """
+    wide = max(max(config.get("model.hidden"), default=1) / 64, 0.5) ** 2
+    load = config.get("training.batch_size") * config.get("training.num_samples") / 40
+    step = 0.02 + 6e-4 * seen * max(wide, 1.0) * load * collection.y_dim**0.5
+    return int(np.clip(round(SECONDS / step, -2), 1000, 4000))

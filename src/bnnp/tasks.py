@@ -417,8 +417,8 @@ def collate(pairs: Sequence[Any], dtype: torch.dtype | None = None, device: torc
     context = Context(x, y, mask.to(x.device))
     if any(given is not None for _, _, given in triples):
         given = [torch.ones(len(y), dtype=torch.bool) if g is None else g for y, (_, _, g) in zip(ys, triples, strict=True)]
-        masks = [_check_mask(g, (len(y),), y.shape[1], "each mask").reshape(len(y), -1) for y, g in zip(ys, given, strict=True)]
-        whole = [mask.to(x.device).expand(y.shape) for mask, y in zip(masks, ys, strict=True)]
+        masks = [_check_mask(g, (len(y),), y.shape[1], "each mask") for y, g in zip(ys, given, strict=True)]
+        whole = [(m if m.ndim == 2 else m.unsqueeze(-1)).to(x.device).expand(y.shape) for m, y in zip(masks, ys, strict=True)]
         seen = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)
         context, _ = make_context(x, y, seen, x_dim=x.shape[-1], y_dim=y.shape[-1], name="")
     return context.to(device=device or x.device, dtype=dtype or x.dtype)

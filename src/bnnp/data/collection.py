@@ -110,6 +110,7 @@ class Collection(Sequence[Triple]):
         groups: what each task belongs to where there is something above tasks (the patient of a window); None where not.
         lazy: reading a task costs a look into a file.
         overlap: a task shares points with so many of those after it (windows with a stride shorter than their length).
+        rows: of a table of points, the row of each point, one task after another; None where points are no rows.
 
     Example:
         >>> c = Collection.of([(np.zeros((3, 1)), np.ones(3)), (np.ones((2, 1)), np.ones(2))], inputs=["t"], outputs=["level"])
@@ -129,6 +130,7 @@ class Collection(Sequence[Triple]):
     groups: Sequence[str] | None = None
     lazy: bool = False
     overlap: int = 0
+    rows: Any = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
@@ -241,6 +243,8 @@ def _digest(tasks: Sequence[Triple]) -> str:
 def _row(column: Column, values: FloatArray) -> dict[str, Any]:
     seen = values[~np.isnan(values)]
     low, mean, high = (float(f(seen)) if len(seen) else float("nan") for f in (np.min, np.mean, np.max))
+    if abs(mean) < 1e-12 * max(abs(low), abs(high)):
+        mean = 0.0  # rounding errors of a sum that is 0, such as the places of pixels
     return {"name": column.name, "unit": column.unit, "min": low, "mean": mean, "max": high}
 
 

@@ -1,11 +1,14 @@
 """Grids as tasks: one field, patch or day of a netCDF file, a zarr folder or an xarray object is one data set.
 
 A point of a task is a cell. Its inputs are coordinates and, where wanted, other variables on the same grid; its outputs are one or several
-variables. Nothing is read until a task is asked for, unless all of it fits in memory easily. `bnnp.data.cutting` holds the cutting itself.
+variables. Nothing is read until a task is asked for, unless all of it fits in memory easily. `bnnp.data.fields` holds the cutting itself.
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from bnnp.data.collection import Collection
-from bnnp.data.cutting import Cut, choose, columns, normal
-from bnnp.data.sources import open_dataset
+from bnnp.data.fields import Cut, check_variable, choose, columns, normal
+from bnnp.data.sources import as_dataset, open_dataset, readable
 
 __all__ = ["Field", "grid_dataset", "grid_points", "read_grid"]
 
@@ -46,7 +49,8 @@ def read_grid(
     the recipe.
 
     Arguments:
-        source: path of a netCDF file or zarr folder, or an `xarray.Dataset` or `DataArray`.
+        source: path of a netCDF file or zarr folder, or an `xarray.Dataset` or `DataArray`. Or several of them, as a list or as a pattern
+            such as "era5-*.nc": then the tasks are those of each, one after another, all read as the first.
         task: dimension, or dimensions, of which each index is a task: "time" makes each time a field. "time:1D" makes each day a task of
             all its times, with the time since its start as an input ("6h", "30min", "7D" work as well, and "time:24" takes 24 steps).
             Default: the dimension of time. () makes one task of everything.
@@ -75,23 +79,73 @@ def read_grid(
         >>> read_grid(ds)[1][0].ravel().tolist()
         [10.0, 20.0, 30.0, 40.0]
     """
-    ds, mark = open_dataset(source)
-    given = {"task": task, "inputs": inputs, "outputs": outputs, "patch": patch, "stride": stride, "every": every, "relative": relative}
+    given: dict[str, Any] = {
+        "task": task,
+        "inputs": inputs,
+        "outputs": outputs,
+        "patch": patch,
+        "stride": stride,
+        "every": every,
+        "relative": relative,
+    }
+    if (several := _several(source)) is not None:
+        first = read_grid(several[0], lazy=lazy, recipe=recipe, outputs_needed=outputs_needed, **given)
+        rest = [read_grid(one, lazy=lazy, recipe=first.recipe, outputs_needed=outputs_needed) for one in several[1:]]
+        return _joined([first, *rest], several)
+    opened, mark = open_dataset(source)
     notes: list[str] = []
-    if recipe is None:
-        recipe = choose(ds, notes, **given)
-    else:
+    if recipe is not None:
         said = [name for name, value in given.items() if value is not None]
         if said or recipe.get("kind") != "grid":
             got = f"{', '.join(said)} beside it" if said else f"a recipe for {recipe.get('kind')!r}"
             raise ValueError(f"Expected the recipe of a grid alone, or arguments without a recipe. Got {got}.")
-    ds = normal(ds, recipe)
-    used = [ds[name] for name in {*recipe["inputs"], *recipe["outputs"]} if name in ds.variables]
-    slow = lazy if lazy is not None else 8 * sum(variable.size for variable in used) > IN_MEMORY
-    cut = Cut(ds, recipe, needed=outputs_needed, lazy=slow)
+    with readable(source if isinstance(source, str | os.PathLike) else "the data set"):
+        recipe = choose(opened, notes, **given) if recipe is None else recipe
+        for name in recipe["outputs"] if outputs_needed else ():
+            check_variable(opened, name, "an output")
+        ds = normal(opened, recipe)
+        used = [ds[name] for name in {*recipe["inputs"], *recipe["outputs"]} if name in ds.variables]
+        slow = lazy if lazy is not None else 8 * sum(variable.size for variable in used) > IN_MEMORY
+        cut = Cut(ds, recipe, needed=outputs_needed, lazy=slow)
+    if not slow and isinstance(source, str | os.PathLike):
+        opened.close()
     x_columns, y_columns = columns(recipe)
     return Collection(
         cut.read, cut.sizes, cut.names, x_columns, y_columns, recipe, (*notes, *cut.notes), mark, cut.ordered, cut.groups, slow, cut.overlap
+    )  # fmt: skip
+
+
+def _several(source: Any) -> list[Any] | None:
+    """Return the sources that a list or a pattern names; None for a single one."""
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ValueError("Expected at least one grid. Got an empty list.")
+        return list(source)
+    if isinstance(source, str | os.PathLike) and glob.has_magic(str(source)) and not os.path.exists(source):
+        found = sorted(glob.glob(str(source), recursive=True))
+        if not found:
+            raise FileNotFoundError(f"Expected netCDF files or zarr folders that match {source}. Got none. Check the pattern.")
+        return found
+    return None
+
+
+def _joined(parts: Sequence[Collection], sources: Sequence[Any]) -> Collection:
+    """Return the tasks of several collections of one recipe, one after another."""
+    places = [(part, i) for part in parts for i in range(len(part))]
+    notes = [
+        note if part is parts[0] else f"{source if isinstance(source, str | os.PathLike) else f'grid {number}'}: {note}"
+        for number, (part, source) in enumerate(zip(parts, sources, strict=True))
+        for note in part.notes
+        if part is parts[0] or note not in parts[0].notes
+    ]
+    first = parts[0]
+    groups = [group for part in parts for group in part.groups or ()] if all(part.groups is not None for part in parts) else None
+    mark = hashlib.sha256(" ".join(part.fingerprint for part in parts).encode()).hexdigest()[:16]
+    return Collection(
+        lambda i: places[i][0].read(places[i][1]), [n for part in parts for n in part.sizes],
+        [name for part in parts for name in part.names],
+        first.inputs, first.outputs, first.recipe, tuple(notes), mark, first.ordered, groups, any(part.lazy for part in parts),
+        max(part.overlap for part in parts),
     )  # fmt: skip
 
 
@@ -135,7 +189,7 @@ def grid_points(ds: Any, recipe: Mapping[str, Any]) -> tuple[FloatArray, FloatAr
         >>> grid_dataset(field, {"t_mean": x[:, 0]}).t_mean.values.tolist()
         [10.0, 20.0]
     """
-    ds, _ = open_dataset(ds)
+    ds = as_dataset(ds)
     single = {d: 0 for d in recipe["task"] if ds.sizes.get(d) == 1 and not (recipe["span"] and d == recipe["task"][0])}
     whole = {**recipe, "every": {}, "patch": {}, "stride": {}}
     if whole["relative"]:

@@ -6,8 +6,10 @@ at the end the model and the word "done" in `run.json`. At whatever moment the p
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +22,8 @@ from bnnp.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from bnnp.networks import BNNP
 from bnnp.priors import Prior
 from bnnp.runs import RECORD, Run, read_record, write_record
-from bnnp.sizes import choose_settings
-from bnnp.training import meta_train
+from bnnp.sizes import candidates, choose_settings
+from bnnp.training import TrainResult, meta_train
 
 __all__ = ["Fit", "build_model", "fit", "plan", "resume"]
 
@@ -139,13 +141,14 @@ def fit(
         OSError: the folder cannot be written to, or the disk is full.
     """
     folder = Path(out)
-    _make_room(folder, fresh)
+    _check_room(folder, fresh)
     planned = plan(source, config, path)
+    build_model(source.x_dim, source.y_dim, planned.config)  # before anything is written: it may refuse
     if announce is not None:
         announce(planned)
-    model = build_model(source.x_dim, source.y_dim, planned.config)  # before anything is written: it may refuse
+    _make_room(folder)
     write_record(folder, planned.record("training"))
-    return _train(folder, model, planned.part("train"), planned.part("validation"), planned.config, progress)
+    return _train(folder, planned.part("train"), planned.part("validation"), planned.config, progress)
 
 
 def resume(folder: str | os.PathLike[str], source: Collection, *, progress: bool = True) -> Run:
@@ -170,11 +173,11 @@ def resume(folder: str | os.PathLike[str], source: Collection, *, progress: bool
         )
     config, places = Config(record["config"]), {name: i for i, name in enumerate(source.names)}
     train, validation = (source.subset([places[name] for name in record["division"][part]]) for part in ("train", "validation"))
-    return _train(folder, build_model(source.x_dim, source.y_dim, config), train, validation, config, progress)
+    return _train(folder, train, validation, config, progress)
 
 
-def _make_room(folder: Path, fresh: bool) -> None:
-    """Check that a run can go into the folder; with `fresh`, throw away what an earlier one left there, and nothing else."""
+def _check_room(folder: Path, fresh: bool) -> None:
+    """Check that a run can go into the folder."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"Expected a folder for the model. Got a file: {folder}. Name another with --out.")
     if (folder / RECORD).exists() and not fresh:
@@ -184,30 +187,63 @@ def _make_room(folder: Path, fresh: bool) -> None:
         )
     if not (folder / RECORD).exists() and (folder / "model.json").exists():
         raise ValueError(f"Expected a folder without a model. Got {folder}, which has one of another origin. Name another folder.")
-    if fresh and (folder / RECORD).exists():
+
+
+def _make_room(folder: Path) -> None:
+    """Make the folder; throw away what an earlier run left there, and nothing else."""
+    if (folder / RECORD).exists():
         (folder / RECORD).unlink()
         for own in [folder / "model.json", folder / "config.toml", *folder.glob("model-*.safetensors")]:
             own.unlink(missing_ok=True)
-        shutil.rmtree(folder / "fit", ignore_errors=True)
+        for own in (folder / "fit", folder / "trials"):
+            shutil.rmtree(own, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _train(folder: Path, model: BNNP, train: Collection, validation: Collection, config: Config, progress: bool) -> Run:
-    settings = config.section("training")
+def _train(folder: Path, train: Collection, validation: Collection, config: Config, progress: bool) -> Run:
     sweep(folder, r"(run\.json|config\.toml)")
+    config = _tried(folder, train, validation, config, progress)
     write_atomically(folder / "config.toml", config.toml(str(train.recipe.get("kind", "arrays"))).encode())
-    result = meta_train(
+    model = build_model(train.x_dim, train.y_dim, config)
+    result = _learn(folder / "fit", model, train, validation, config, progress)
+    model.save(folder)
+    result_of = {"best_step": result.best_step, "best_score": result.best_score, "skipped": result.skipped, "seconds": result.seconds}
+    write_record(folder, {**read_record(folder), "status": "done", "result": result_of})
+    return Run.open(folder)
+
+
+def _learn(folder: Path, model: BNNP, train: Collection, validation: Collection, config: Config, progress: bool) -> TrainResult:
+    settings = config.section("training")
+    return meta_train(
         model,
         train,
         validation=validation if len(validation) else None,
         context=tuple(settings["context"]),
-        folder=folder / "fit",
+        folder=folder,
         checkpoint_every=settings["checkpoint_every"],
         resume=True,
         progress=progress,
         **{key: settings[key] for key in TRAINING if key in settings},
     )
-    model.save(folder)
-    result_of = {"best_step": result.best_step, "best_score": result.best_score, "skipped": result.skipped, "seconds": result.seconds}
-    write_record(folder, {**read_record(folder), "status": "done", "result": result_of})
-    return Run.open(folder)
+
+
+def _tried(folder: Path, train: Collection, validation: Collection, config: Config, progress: bool) -> Config:
+    """Return the settings with the best of a few networks, each trained briefly; written down, so that it is done once."""
+    steps, record = config.get("training.trial_steps", 0), read_record(folder)
+    if not steps or "trials" in record:
+        return config
+    trials, networks = [], candidates(config.get("model.input_scale"))
+    for i, candidate in enumerate(networks):
+        network, rate = {k: v for k, v in candidate.items() if k != "learning_rate"}, candidate["learning_rate"]
+        whole = Config({"model": network, "training": {"learning_rate": rate}}).over(config)
+        if progress:
+            print(f"Trial {i + 1} of {len(networks)}: {candidate['activation']}, learning rate {rate:g}", file=sys.stderr)
+        short = whole.replace(training__steps=steps, training__checkpoint_every=steps)
+        result = _learn(folder / "trials" / str(i), build_model(train.x_dim, train.y_dim, short), train, validation, short, progress)
+        trials.append({**candidate, "score": result.best_score, "seconds": result.seconds})
+    best = max(range(len(trials)), key=lambda i: -math.inf if trials[i]["score"] is None else trials[i]["score"])
+    chosen = {k: v for k, v in networks[best].items() if k != "learning_rate"}
+    config = Config({"model": chosen, "training": {"learning_rate": networks[best]["learning_rate"]}}).over(config)
+    reason = f"{trials[best]['activation']} network: the best of {len(trials)} after {steps} steps, on the validation tasks"
+    write_record(folder, {**record, "config": config.to_dict(), "trials": trials, "reasons": [*record["reasons"], reason]})
+    return config
