@@ -313,17 +313,16 @@ def divide(collection: Collection, validation: float = 0.15, test: float = 0.15,
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"Expected shares of validation and test tasks, together below 1. Got {validation} and {test}.")
     groups = collection.groups
+    parts: list[list[int]] = [[], [], []]
     labels = sorted(set(groups)) if groups is not None else []
     if groups is not None and len(labels) >= 10:
         order = np.random.default_rng(seed).permutation(len(labels))
         cut = _cut([labels[i] for i in order], validation, test)
         place = {label: k for k, part in enumerate(cut) for label in part}
-        parts = [[], [], []]
         for i, group in enumerate(groups):
             parts[place[group]].append(i)
         how = f"whole groups at random (seed {seed}): {', '.join(f'{len(part)}' for part in cut)} groups"
     elif collection.ordered:
-        parts = [[], [], []]
         for label in labels or [""]:
             own = [i for i in range(len(collection)) if groups is None or groups[i] == label]
             for part, more in zip(parts, _apart(_cut(own, validation, test), collection.overlap), strict=True):
