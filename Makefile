@@ -9,7 +9,7 @@ export MPLBACKEND ?= Agg
 # Two workers halve the time of the tests; make test PARALLEL= runs them one after another.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo test test-slow bench bench-context bench-width docs format clean
+.PHONY: setup demo test test-slow bench bench-context bench-width docs screenshots format clean
 
 setup: .venv/.stamp
 
@@ -46,6 +46,10 @@ bench-context: setup
 
 bench-width: setup
 	.venv/bin/python -m benchmarks.width $(ARGS)
+
+# Needs a Chromium.
+screenshots: setup
+	.venv/bin/python -m benchmarks.screenshots $(ARGS)
 
 # Into docs/_build/html, without network; a warning is an error.
 docs: setup

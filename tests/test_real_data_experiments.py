@@ -231,13 +231,11 @@ def test_a_run_in_miniature_is_resumed_and_reported(name: str, maps: Path, recor
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["what"] for line in log].count("training") == 1
     kept = (out / "results.json").read_bytes()
-    module.main(arguments)
+    again, held = module.study(out, data, module.settings(quick=True))
+    again.run(module.rivals(held, again.config))
     assert (out / "results.json").read_bytes() == kept
-    config = json.loads((out / "model" / "settings.json").read_text())
-    config["settings"]["seed"] = 5
-    (out / "model" / "settings.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match="Got others"):
-        module.main(arguments)
+        study.Study(out, {**again.config, "seed": 5}, again.train, again.validation, again.parts).trained()
 
 
 @pytest.mark.parametrize("module", [era5, ecg])

@@ -39,6 +39,8 @@ SCORES = {
 Config = dict[str, Any]
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 PILOT_STEPS = 20
+KEYS, NETWORK_KEYS = ("data", "particles", "rivals", "seed"), ("mean_field", "network")
+"""Settings that the scores of a rival depend on, and of one that is a network."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ class Study:
     def run(self, rivals: Mapping[str, Rival], minutes: float | None = None, progress: bool = True) -> dict[str, Any]:
         """Train, score everything, and return and write the results."""
         model, went = self.trained(minutes, progress)
-        own = list(self.config)
+        own = ("data", "network", "particles", "seed", "training")
         records = {OURS: self.record(OURS, lambda: {"scores": self.scores(model, Rival(lambda: (model, {}), 4))}, own)}
         records |= self.against(rivals)
         said = self.record("trust", lambda: {"trust": self.trust(model)}, own)["trust"]
@@ -215,7 +217,7 @@ class Study:
         """Return the records of the rivals; they need no training of ours."""
         found = {}
         for name, rival in rivals.items():
-            keys = [key for key in self.config if key != "training" and (key != "network" or rival.of_network)]
+            keys = KEYS + (NETWORK_KEYS if rival.of_network else ())
             found[name] = self.record(name, partial(self._of, rival), keys)
         return found
 

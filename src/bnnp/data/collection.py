@@ -135,10 +135,15 @@ class Collection(Sequence[Triple]):
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
             count: dict[str, int] = {}
-            names = []
+            taken, names = set(self.names), []
             for name in self.names:
-                count[name] = count.get(name, 0) + 1
-                names.append(name if count[name] == 1 else f"{name} ({count[name]})")
+                new, number = name, count.get(name, 1)
+                while name in count and new in taken:  # of "a", "a" and "a (2)" the number 2 is taken
+                    number += 1
+                    new = f"{name} ({number})"
+                count[name] = number
+                taken.add(new)
+                names.append(new)
             object.__setattr__(self, "names", names)
 
     @staticmethod
@@ -243,7 +248,8 @@ def _digest(tasks: Sequence[Triple]) -> str:
 def _row(column: Column, values: FloatArray) -> dict[str, Any]:
     seen = values[~np.isnan(values)]
     low, mean, high = (float(f(seen)) if len(seen) else float("nan") for f in (np.min, np.mean, np.max))
-    mean = 0.0 if abs(mean) <= 1e-12 * max(abs(low), abs(high)) else mean  # what rounding left of numbers that cancel
+    if abs(mean) < 1e-12 * max(abs(low), abs(high)):
+        mean = 0.0  # rounding errors of a sum that is 0, such as the places of pixels
     return {"name": column.name, "unit": column.unit, "min": low, "mean": mean, "max": high}
 
 
@@ -311,7 +317,10 @@ def divide(collection: Collection, validation: float = 0.15, test: float = 0.15,
     if groups is not None and len(labels) >= 10:
         order = np.random.default_rng(seed).permutation(len(labels))
         cut = _cut([labels[i] for i in order], validation, test)
-        parts = [[i for i, group in enumerate(groups) if group in set(part)] for part in cut]
+        place = {label: k for k, part in enumerate(cut) for label in part}
+        parts = [[], [], []]
+        for i, group in enumerate(groups):
+            parts[place[group]].append(i)
         how = f"whole groups at random (seed {seed}): {', '.join(f'{len(part)}' for part in cut)} groups"
     elif collection.ordered:
         parts = [[], [], []]
@@ -347,4 +356,5 @@ def _apart(parts: list[list[int]], overlap: int) -> list[list[int]]:
     if overlap == 0:
         return parts
     train, held, judged = parts
-    return [train[: len(train) - overlap] if held or judged else train, held[: len(held) - overlap] if judged else held, judged]
+    shorter = [part[: max(0, len(part) - overlap)] for part in (train, held)]  # a negative end would count from the other one
+    return [shorter[0] if held or judged else train, shorter[1] if judged else held, judged]

@@ -89,12 +89,13 @@ def open_source(source: Any, names: Sequence[str] | None, wanted: Sequence[str],
 
 def _parse(pd: ModuleType, text: Text, some: Sequence[str], as_text: Sequence[str]) -> Mapping[str, Any]:
     place = {name: j for j, name in enumerate(text.names)}
+    exact = {"float_precision": "round_trip"} if pd.__version__ < "3" else {}  # newer ones are exact of themselves
     try:
         with warnings.catch_warnings(action="ignore"):
             frame = pd.read_csv(
                 io.BytesIO(text.body), sep=text.delimiter, header=None, names=range(len(place)), usecols=sorted(place[n] for n in some),
                 dtype={place[name]: str for name in as_text}, na_values=SPELLINGS, keep_default_na=False, encoding="utf-8",
-                decimal=text.decimal, skip_blank_lines=False, skipinitialspace=True, index_col=False, low_memory=False,
+                decimal=text.decimal, skip_blank_lines=False, skipinitialspace=True, index_col=False, low_memory=False, **exact,
             )  # fmt: skip
     except (ValueError, OverflowError, pd.errors.ParserError) as error:
         raise ValueError(f"Expected delimited text in {text.path}. Got what pandas cannot parse: {str(error).strip()}.") from None

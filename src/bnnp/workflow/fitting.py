@@ -22,7 +22,7 @@ from bnnp.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from bnnp.networks import BNNP
 from bnnp.priors import Prior
 from bnnp.runs import RECORD, Run, read_record, write_record
-from bnnp.sizes import CANDIDATES, choose_settings
+from bnnp.sizes import candidates, choose_settings
 from bnnp.training import TrainResult, meta_train
 
 __all__ = ["Fit", "build_model", "fit", "plan", "resume"]
@@ -232,18 +232,18 @@ def _tried(folder: Path, train: Collection, validation: Collection, config: Conf
     steps, record = config.get("training.trial_steps", 0), read_record(folder)
     if not steps or "trials" in record:
         return config
-    trials = []
-    for i, candidate in enumerate(CANDIDATES):
+    trials, networks = [], candidates(config.get("model.input_scale"))
+    for i, candidate in enumerate(networks):
         network, rate = {k: v for k, v in candidate.items() if k != "learning_rate"}, candidate["learning_rate"]
         whole = Config({"model": network, "training": {"learning_rate": rate}}).over(config)
         if progress:
-            print(f"Trial {i + 1} of {len(CANDIDATES)}: {candidate['activation']}, learning rate {rate:g}", file=sys.stderr)
+            print(f"Trial {i + 1} of {len(networks)}: {candidate['activation']}, learning rate {rate:g}", file=sys.stderr)
         short = whole.replace(training__steps=steps, training__checkpoint_every=steps)
         result = _learn(folder / "trials" / str(i), build_model(train.x_dim, train.y_dim, short), train, validation, short, progress)
         trials.append({**candidate, "score": result.best_score, "seconds": result.seconds})
     best = max(range(len(trials)), key=lambda i: -math.inf if trials[i]["score"] is None else trials[i]["score"])
-    chosen = {k: v for k, v in CANDIDATES[best].items() if k != "learning_rate"}
-    config = Config({"model": chosen, "training": {"learning_rate": CANDIDATES[best]["learning_rate"]}}).over(config)
+    chosen = {k: v for k, v in networks[best].items() if k != "learning_rate"}
+    config = Config({"model": chosen, "training": {"learning_rate": networks[best]["learning_rate"]}}).over(config)
     reason = f"{trials[best]['activation']} network: the best of {len(trials)} after {steps} steps, on the validation tasks"
     write_record(folder, {**record, "config": config.to_dict(), "trials": trials, "reasons": [*record["reasons"], reason]})
     return config

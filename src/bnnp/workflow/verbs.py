@@ -144,7 +144,7 @@ def judged(run: Run, source: Any = None, learned_from: Any = None, **choices: An
         if learned_from is not None:
             raise
         # Otherwise the model is judged all the same, without rivals that have to learn.
-    return Judged(tasks, train, f"all {len(tasks)} tasks of another source")
+    return Judged(tasks, train, f"{len(tasks)} tasks of another source, all of them new")
 
 
 def evaluate(
@@ -154,6 +154,7 @@ def evaluate(
     *,
     num_samples: int = 64,
     seed: int = 0,
+    max_tasks: int = 200,
     **choices: Any,
 ) -> tuple[Judged, dict[float, Evaluation]]:
     """Score a model on the tasks held out of its data, or on all tasks of another source.
@@ -164,6 +165,7 @@ def evaluate(
         shares: how much of a task is context; by the kind of data where not given.
         num_samples: particles.
         seed: of contexts and draws.
+        max_tasks: of more tasks, so many are taken at random.
         choices: that a reader takes beside a recipe.
 
     Returns:
@@ -171,6 +173,9 @@ def evaluate(
     """
     run = _open(model)
     found = judged(run, source, **choices)
+    if len(found.test) > max_tasks:
+        at = np.sort(np.random.default_rng(seed).permutation(len(found.test))[:max_tasks])
+        found = Judged(found.test.subset(at.tolist()), found.train, f"{max_tasks} of the {found.how}")
     return found, answers.evaluate(run, found.test, shares, num_samples=num_samples, seed=seed)
 
 
