@@ -1,7 +1,7 @@
 """The pages tell the truth: every Python block runs, and every command of ours; what they are said to print is what they print.
 
-The blocks of one page share a namespace and run in order in an empty folder. Console blocks of docs/ run where each of their commands is one of
-`bnnp`; a `fit` that says nothing of its steps takes three. A block that cannot run says why, in a comment on a line of its own above it:
+The blocks of one page share a namespace and run in order in an empty folder. Console blocks of docs/ run where each of their commands is
+one of `bnnp`; a `fit` that says nothing of its steps takes three. A block that cannot run says why, in a comment on a line of its own above it:
 `<!-- not run: needs a GPU -->`. A block of text that is said to be printed, `<!-- printed -->` above it, is looked for in what the blocks
 before it printed. Links lead somewhere, the site has a place for every page and every public name, and it needs nothing from outside.
 """
@@ -230,9 +230,9 @@ def test_console_blocks_run_where_all_their_commands_are_ours(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     run(blocks, "page.md")
     assert (tmp_path / "a.toml").is_file()
-    with pytest.raises(AssertionError, match=r"page.md:2: bnnp fit nothing.csv ended with 2"):
+    with pytest.raises(AssertionError, match=r"page\.md:2: bnnp fit nothing.csv ended with 2"):
         run(read("```console\nbnnp fit nothing.csv\n```\n")[0], "page.md")
-    with pytest.raises(AssertionError, match=r"page.md:7 is not what was printed"):
+    with pytest.raises(AssertionError, match=r"page\.md:7 is not what was printed"):
         run(read("```console\nbnnp version\n```\n\n<!-- printed -->\n```text\nbnnp 9\n```\n")[0], "page.md")
 
 
@@ -277,7 +277,7 @@ def documented() -> set[object]:
     return {id(thing) for thing in shown}
 
 
-@pytest.mark.parametrize("package", ["bnnp", "bnnp.data", "bnnp.workflow", "bnnp.rivals"])
+@pytest.mark.parametrize("package", ["bnnp", "bnnp.data", "bnnp.workflow", "bnnp.rivals", "bnnp.report", "bnnp.explorer"])
 def test_every_public_name_is_in_the_pages_of_the_api(package: str) -> None:
     pytest.importorskip("sklearn")
     there, module = documented(), importlib.import_module(package)
