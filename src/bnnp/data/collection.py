@@ -111,6 +111,7 @@ class Collection(Sequence[Triple]):
         lazy: reading a task costs a look into a file.
         overlap: a task shares points with so many of those after it (windows with a stride shorter than their length).
         rows: of a table of points, the row of each point, one task after another; None where points are no rows.
+        table: gives the columns of that table as they stand there, names of tasks as text.
 
     Example:
         >>> c = Collection.of([(np.zeros((3, 1)), np.ones(3)), (np.ones((2, 1)), np.ones(2))], inputs=["t"], outputs=["level"])
@@ -131,6 +132,7 @@ class Collection(Sequence[Triple]):
     lazy: bool = False
     overlap: int = 0
     rows: Any = None
+    table: Callable[[], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):

@@ -21,7 +21,7 @@ from bnnp.data.cutting import Groups, cut_windows, group_rows, length_of, unlike
 from bnnp.data.frames import Source, open_source
 from bnnp.data.roles import ROW, Roles, check_names, find_roles, need_tasks, tuple_of
 
-__all__ = ["read_points", "read_rows", "read_table"]
+__all__ = ["read_points", "read_table"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -514,8 +514,23 @@ def read_points(
         >>> len(points), points[0][0].tolist(), points[0][1].tolist()
         (1, [[0.0], [1.0]], [[nan], [nan]])
     """
-    plan, active, groups_by, table = _open_points(source, recipe, outputs, columns, tuple_of(task, "task"), names, delimiter, encoding)
+    if isinstance(recipe, Mapping) and recipe.get("kind") == "table":
+        plan = Plan.from_dict(recipe)
+    elif columns is None:
+        raise ValueError("Expected the names of the model's inputs and outputs with a recipe that is not of a table. Got none.")
+    else:
+        x, y = ([c if isinstance(c, Column) else Column(c) for c in side] for side in columns)
+        plan = Plan((), tuple(Coding(c.name, "number", c.unit) for c in x), tuple(Coding(c.name, "number", c.unit) for c in y))
+    if plan.shifted is not None:  # the start of a window is not a date any more
+        plain = replace(plan.inputs[plan.shifted], kind="number")
+        plan = replace(plan, inputs=tuple(plain if j == plan.shifted else c for j, c in enumerate(plan.inputs)))
+    groups_by = tuple_of(task, "task")
+    active = [c for c in plan.inputs if any(column.name not in plan.dropped for column in c.columns)]
+    asked = [*groups_by, *(c.column for c in active if c.kind != "category"), *(c.column for c in plan.outputs if outputs)]
+    table = _Table.open(source, names, asked, (), delimiter, encoding, plan)
     opened = table.source
+    if not groups_by and plan.task and {*plan.task} <= {*opened.names}:
+        groups_by = plan.task
     inputs = tuple(part for c in active for part in _as_given(c, plan, opened))
     found = tuple(c for c in plan.outputs if c.column in opened.names)
     roles = Roles(groups_by, tuple(c.column for c in inputs), tuple(c.column for c in found), None)
@@ -531,56 +546,7 @@ def read_points(
             values[:, j] = encode(table.cells[c.column], c, rows, given=True)[groups.rows]
     spans = _Spans(groups.starts[:-1], groups.starts[1:], groups.names if roles.task else ["points"], None)
     final = _collection(replace(plan, inputs=inputs, since_start=False), xs, values, spans, tuple(table.notes))
-    return replace(final, recipe=recipe, rows=groups.rows)
-
-
-def read_rows(
-    source: Any, recipe: Mapping[str, Any], outputs: bool = True, *, columns: tuple[Sequence[str | Column], Sequence[str | Column]]
-) -> dict[str, Any]:
-    """Return all columns of what `read_points` reads, row by row as they stand in the table, names of tasks as text.
-
-    Arguments:
-        source: as for `read_points`.
-        recipe: of the model's data.
-        outputs: the table must have the outputs.
-        columns: names of the model's inputs and outputs.
-
-    Example:
-        >>> import pandas
-        >>> list(read_rows(pandas.DataFrame({"x": [0.0], "note": ["wet"]}), {"kind": "grid"}, False, columns=(["x"], ["y"])))
-        ['x', 'note']
-    """
-    _, _, groups_by, table = _open_points(source, recipe, outputs, columns, (), None, None, None)
-    return {name: np.asarray(column) for name, column in table.source.load(table.source.names, groups_by).items()}
-
-
-def _open_points(
-    source: Any,
-    recipe: Mapping[str, Any],
-    outputs: bool,
-    columns: Any,
-    groups_by: tuple[str, ...],
-    names: Any,
-    delimiter: Any,
-    encoding: Any,
-) -> tuple[Plan, list[Coding], tuple[str, ...], _Table]:
-    """Return how points are read, the inputs that are used, the columns that name the tasks, and the opened table."""
-    if isinstance(recipe, Mapping) and recipe.get("kind") == "table":
-        plan = Plan.from_dict(recipe)
-    elif columns is None:
-        raise ValueError("Expected the names of the model's inputs and outputs with a recipe that is not of a table. Got none.")
-    else:
-        x, y = ([c if isinstance(c, Column) else Column(c) for c in side] for side in columns)
-        plan = Plan((), tuple(Coding(c.name, "number", c.unit) for c in x), tuple(Coding(c.name, "number", c.unit) for c in y))
-    if plan.shifted is not None:  # the start of a window is not a date any more
-        plain = replace(plan.inputs[plan.shifted], kind="number")
-        plan = replace(plan, inputs=tuple(plain if j == plan.shifted else c for j, c in enumerate(plan.inputs)))
-    active = [c for c in plan.inputs if any(column.name not in plan.dropped for column in c.columns)]
-    asked = [*groups_by, *(c.column for c in active if c.kind != "category"), *(c.column for c in plan.outputs if outputs)]
-    table = _Table.open(source, names, asked, (), delimiter, encoding, plan)
-    if not groups_by and plan.task and {*plan.task} <= {*table.source.names}:
-        groups_by = plan.task
-    return plan, active, groups_by, table
+    return replace(final, recipe=recipe, rows=groups.rows, table=lambda: opened.load(opened.names, groups_by))
 
 
 def _as_given(coding: Coding, plan: Plan, source: Source) -> tuple[Coding, ...]:

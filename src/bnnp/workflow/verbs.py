@@ -14,7 +14,7 @@ from bnnp.config import Config
 from bnnp.data.collection import Collection
 from bnnp.data.opening import kind_of, only_file, read
 from bnnp.data.sources import open_dataset
-from bnnp.data.table import read_points, read_rows
+from bnnp.data.table import read_points
 from bnnp.evaluation import Evaluation
 from bnnp.export import predict_dataset
 from bnnp.runs import RECORD, Run, read_record
@@ -250,7 +250,7 @@ def predict(
     known, asked = _both(run, context, targets)
     answer = answers.predict(run, known, asked, quantiles=quantiles, num_samples=num_samples, seed=seed)
     if path is not None:
-        write_table(path, *table_of(run, answer, context if targets is None else targets, targets is None))
+        write_table(path, *table_of(run, answer))
     return answer
 
 
@@ -273,7 +273,9 @@ def _both(run: Run, context: Any, targets: Any) -> tuple[Collection | None, Coll
     # One task here and one there are the same, unless two tables say by their task columns that they are not.
     nameless = known is not None and (NAMELESS in (known.names[0], asked.names[0]) or known.rows is None or asked.rows is None)
     if known is not None and nameless and len(known) == 1 == len(asked) and known.names[0] != asked.names[0]:
-        asked = Collection.of([asked[0]], run.inputs, run.outputs, names=list(known.names), recipe=asked.recipe, rows=asked.rows)
+        asked = Collection.of(
+            [asked[0]], run.inputs, run.outputs, names=list(known.names), recipe=asked.recipe, rows=asked.rows, table=asked.table
+        )
     return known, asked
 
 
@@ -284,20 +286,20 @@ def _rows(tasks: Collection, rows: Sequence[Any]) -> Collection:
     own = None if tasks.rows is None else np.concatenate([np.asarray(tasks.rows)[starts[i] + rows[i]] for i in chosen])
     parts = [tuple(part[rows[i]] for part in tasks[i]) for i in chosen]
     names = [tasks.names[i] for i in chosen]
-    return Collection.of(parts, tasks.inputs, tasks.outputs, names=names, recipe=tasks.recipe, rows=own)
+    return Collection.of(parts, tasks.inputs, tasks.outputs, names=names, recipe=tasks.recipe, rows=own, table=tasks.table)
 
 
-def table_of(run: Run, answer: Answer, source: Any, outputs: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def table_of(run: Run, answer: Answer) -> tuple[dict[str, Any], dict[str, str]]:
     """Return an answer as columns, and their units: those of the table asked about, as they stand there, then what was said."""
     units = {column.name: column.unit for column in run.inputs} | dict(answer.units)
-    rows, said = answer.targets.rows, dict(answer.columns)
-    if rows is None or isinstance(source, Collection):
+    rows, table, said = answer.targets.rows, answer.targets.table, dict(answer.columns)
+    if rows is None or table is None:
         return answer.flat(), units
-    own = read_rows(source, run.recipe, outputs, columns=(run.inputs, run.outputs))
+    own = table()
     if "distance" in own and "distance" in said:
         said[free("distance", [*own, *said])] = said.pop("distance")
     filled = {*said, *(column.name for column in run.outputs)}  # columns to be filled give way to what fills them
-    kept = {name: values[rows] for name, values in own.items() if name not in filled}
+    kept = {name: np.asarray(values)[rows] for name, values in own.items() if name not in filled}
     return kept | {name: np.concatenate(parts) for name, parts in said.items()}, units
 
 
@@ -329,7 +331,7 @@ def sample(
     known, asked = _both(run, context, targets)
     answer = answers.sample(run, known, asked, n, noisy=noisy, num_samples=num_samples, seed=seed)
     if path is not None:
-        write_table(path, *table_of(run, answer, targets, False))
+        write_table(path, *table_of(run, answer))
     return answer
 
 
