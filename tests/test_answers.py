@@ -126,6 +126,82 @@ def test_scores_are_those_of_evaluate() -> None:
         evaluate(fitted, collection([1, 0]))
 
 
+def odd(inputs: list[str], outputs: list[str], likelihood: Any = None) -> tuple[Run, Collection]:
+    """Return a run that was trained a step, and points for it, with these names."""
+    rng, labels = np.random.default_rng(0), likelihood is not None
+    made = [
+        (rng.normal(size=(5, len(inputs))), rng.integers(0, 2, (5, len(outputs))) * 1.0 if labels else rng.normal(size=(5, len(outputs))))
+        for _ in range(4)
+    ]
+    model = bnnp.BNNP(len(inputs), len(outputs), hidden=(3,), likelihood=likelihood)
+    bnnp.meta_train(model, made, steps=1, num_samples=2, progress=False)
+    columns = [Column(name, f"unit of {name}") for name in outputs]
+    return Run.of(model, inputs, columns), Collection.of(made, inputs, columns)
+
+
+@pytest.mark.parametrize("inputs", [["distance", "task"], ["y_mean", "y_sample1"], ["task", "task_"]])
+def test_what_is_said_goes_over_no_input(inputs: list[str]) -> None:
+    fitted, points = odd(inputs, ["y"])
+    for answer in (predict(fitted, points, points, num_samples=2), sample(fitted, points, points, n=1, num_samples=2)):
+        flat = answer.flat()
+        for j, name in enumerate(inputs):
+            np.testing.assert_array_equal(flat[name], np.concatenate([x[:, j] for x, _, _ in points]))
+        assert len(flat) == 1 + 2 + len(answer.columns) and list(next(iter(flat.values()))) == [str(i) for i in range(4) for _ in range(5)]
+
+
+@pytest.mark.parametrize("outputs", [["t", "t_max"], ["t_max", "t"], ["heart_p_wave", "t"]])
+def test_units_are_those_of_the_output_itself(outputs: list[str]) -> None:
+    fitted, points = odd(["x"], outputs)
+    drawn, told = sample(fitted, None, points, n=1, num_samples=2), predict(fitted, None, points, num_samples=2)
+    for name in outputs:
+        assert told.units[f"{name}_mean"] == told.units[f"{name}_q05"] == drawn.units[f"{name}_sample1"] == f"unit of {name}"
+
+
+def test_several_outputs_of_two_labels_are_each_answered() -> None:
+    """They are not the labels of one output, and an output may be called what another column is."""
+    fitted, points = odd(["x"], ["distance", "b"], bnnp.Bernoulli())
+    answer = predict(fitted, points, points, num_samples=4)
+    alone = fitted.model.condition(points[0][0], points[0][1], num_samples=4).predict(points[0][0]).probs
+    for j, name in enumerate(["distance", "b"]):
+        np.testing.assert_allclose(answer.columns[f"{name}_p_1"][0], alone[:, j], rtol=1e-5)
+        np.testing.assert_allclose(answer.columns[f"{name}_p_0"][0], 1 - alone[:, j], rtol=1e-5)
+        assert list(answer.columns[name][0]) == [str(int(p > 0.5)) for p in alone[:, j]]
+    assert len(answer.columns["distance"]) == len(answer.columns["distance_"]) == 4
+
+
+ODD = {
+    "km/h": np.array([1.0, 2.0]), "km_h": np.array([3.0, 4.0]), "{a}": np.array([5, 6]), ".b ": np.array([0.5, np.nan]),
+    "note": np.array(["wet", None], dtype=object), "blank": np.array(["wet", float("nan")], dtype=object),
+    "when": np.array(["2020-01-01T06:00", "NaT"], dtype="datetime64[ns]"), "count": np.array([1, None], dtype=object),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".nc", ".json"])
+def test_odd_names_and_gaps_stay_what_they_are(ending: str, tmp_path: Path) -> None:
+    """A gap in a column of text is no text "nan", a time is a time, and names that a format cannot hold are told beside others."""
+    path = tmp_path / f"a{ending}"
+    write_table(path, ODD, {"km/h": "km/h"})
+    if ending == ".json":
+        found = json.loads(path.read_text())
+        assert found["note"] == found["blank"] == ["wet", None] and found["count"] == [1.0, None] and found["when"][1] is None
+        assert found["when"][0].startswith("2020-01-01T06:00") and list(found) == list(ODD)
+        return
+    if ending == ".nc":
+        import xarray
+
+        with xarray.open_dataset(path) as ds:
+            by_name = {ds[name].attrs.get("long_name", name): ds[name].values.tolist() for name in ds.data_vars}
+            assert ds["km_h"].attrs["units"] == "km/h" or ds["km_h_"].attrs["units"] == "km/h"
+        assert by_name["note"] == by_name["blank"] == ["wet", ""] and by_name["when"][0].startswith("2020-01-01T06:00")
+        assert by_name["km/h"] == [1.0, 2.0] and by_name["km_h"] == [3.0, 4.0] and by_name["{a}"] == [5, 6] and list(by_name) == list(ODD)
+        return
+    import pandas
+
+    frame = pandas.read_parquet(path) if ending == ".parquet" else pandas.read_csv(path)
+    assert list(frame) == list(ODD) and frame["note"][0] == "wet" and frame["count"][0] == 1
+    assert bool(frame[["note", "blank", "when", "count"]].isna().iloc[1].all())
+
+
 TABLE = {"task": np.array(["ä", "b, c"], dtype=object), "t": np.array([0.5, 1.5]), "y_mean": np.array([1.0, np.nan])}
 
 

@@ -154,6 +154,58 @@ def test_predictions_stand_beside_the_rows_that_were_asked_about(fitted: Path, t
     assert float(found[2]["level_mean"]) == pytest.approx(float(alone.mean), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def oddly(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two outputs, of a table whose columns are called as those of predictions are, with names of tasks such as 007."""
+    folder = tmp_path_factory.mktemp("my data")
+    rng = np.random.default_rng(0)
+    lines = [f"{i // 6:03d},{rng.uniform(0, 9):.3f},{rng.normal():.3f},{rng.normal():.3f},{rng.normal():.3f}" for i in range(72)]
+    lines[5] = lines[5].rsplit(",", 1)[0] + ","
+    (folder / "bare.csv").write_text("\n".join(lines) + "\n")
+    names = ["--names", "id", "distance", "task", "a", "b"]
+    columns = ["--task", "id", "--inputs", "distance", "task", "--outputs", "a", "b", "--steps", 3]
+    result = bnnp_("fit", folder / "bare.csv", *names, *columns, *TINY, "--out", folder / "my model", "--quiet")
+    assert result.exit_code == 0, result.output
+    return folder / "my model"
+
+
+def test_columns_that_are_called_as_ours_stay(oddly: Path, tmp_path: Path) -> None:
+    targets = tmp_path / "t.csv"
+    targets.write_text("id,distance,task,note\n003,1.5,2,dry\n002,2.5,3,\n")
+    bnnp_("predict", oddly, oddly.parent / "bare.csv", targets, "--out", tmp_path / "p.csv")
+    found = rows(tmp_path / "p.csv")
+    assert [(row["id"], row["distance"], row["task"], row["note"]) for row in found] == [
+        ("003", "1.5", "2", "dry"),
+        ("002", "2.5", "3", ""),
+    ]
+    assert all(float(row["distance_"]) > 0 and row["a_mean"] and row["b_mean"] for row in found)
+
+
+def test_predictions_stand_in_their_own_rows_with_and_without_a_header(oddly: Path, tmp_path: Path) -> None:
+    """The file of the fit has no header; one that has is not shifted by a row."""
+    body = "003,1.5,2,,\n003,2.5,3,,\n"
+    (tmp_path / "bare.csv").write_text(body)
+    (tmp_path / "headed.csv").write_text("id,distance,task,a,b\n" + body)
+    for name in ("bare", "headed"):
+        bnnp_("predict", oddly, oddly.parent / "bare.csv", tmp_path / f"{name}.csv", "--out", tmp_path / f"p-{name}.csv")
+    assert rows(tmp_path / "p-bare.csv") == rows(tmp_path / "p-headed.csv")
+    assert [row["distance"] for row in rows(tmp_path / "p-headed.csv")] == ["1.5", "2.5"]
+
+
+def test_a_row_with_one_of_two_outputs_is_filled(oddly: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("id,distance,task,a,b\n003,1.5,2,0.5,0.1\n003,2.5,3,0.5,\n")
+    said = told("predict", oddly, tmp_path / "c.csv", "--samples", 4)
+    assert said["rows"] == 1 and said["columns"]["distance"] == [2.5]
+
+
+def test_two_tables_of_one_task_each_are_of_one_task_only_where_they_say_so(fitted: Path, tmp_path: Path) -> None:
+    context = write_table(tmp_path / "c.csv", 1, 5, first=100)
+    for text, code in (("patient,day,site\np101,3,north\n", 2), ("patient,day,site\np100,3,north\n", 0), ("day,site\n3,north\n", 0)):
+        (tmp_path / "t.csv").write_text(text)
+        result = bnnp_("predict", fitted, context, tmp_path / "t.csv", "--samples", 4)
+        assert result.exit_code == code and (code == 0 or "'p101'" in result.stderr)
+
+
 @pytest.mark.parametrize("ending", [".parquet", ".nc", ".json"])
 def test_other_endings_are_other_formats(fitted: Path, tmp_path: Path, ending: str) -> None:
     context = write_table(tmp_path / "c.csv", 2, 5, missing=2)

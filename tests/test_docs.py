@@ -1,7 +1,7 @@
 """The pages tell the truth: every Python block runs, and every command of ours; what they are said to print is what they print.
 
-The blocks of one page share a namespace and run in order in an empty folder. Console blocks run where each of their commands is one of
-`bnnp`; a `fit` that says nothing of its steps takes three. A block that cannot run says why, in a comment on a line of its own above it:
+The blocks of one page share a namespace and run in order in an empty folder. Console blocks of docs/ run where each of their commands is
+one of `bnnp`; a `fit` that says nothing of its steps takes three. A block that cannot run says why, in a comment on a line of its own above it:
 `<!-- not run: needs a GPU -->`. A block of text that is said to be printed, `<!-- printed -->` above it, is looked for in what the blocks
 before it printed. Links lead somewhere, the site has a place for every page and every public name, and it needs nothing from outside.
 """
@@ -114,9 +114,37 @@ def broken_links(prose: str, folder: Path) -> list[str]:
 def test_the_blocks_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, _ = read((ROOT / page).read_text("utf-8"))
     monkeypatch.chdir(tmp_path)
-    run(blocks, page)
+    # The files that the README's commands are about are the reader's.
+    run(blocks if page.startswith("docs/") else [block for block in blocks if block.language != "console"], page)
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_have_the_options_that_are_shown(page: str) -> None:
+    blocks, prose = read((ROOT / page).read_text("utf-8"))
+    shown = [line for block in blocks if block.language == "console" for line in block.code.splitlines()]
+    assert unknown([*shown, *re.findall(r"`(bnnp [^`]+)`", prose)]) == []
+
+
+def unknown(lines: list[str]) -> list[str]:
+    """Return the commands of ours that there are not, or that lack an option which is shown."""
+    app = importlib.import_module("bnnp.cli").app
+    verbs = importlib.import_module("typer.main").get_command(app).commands
+    found = []
+    for line in lines:
+        words = line.split("#")[0].split()
+        if words[:1] != ["bnnp"] or len(words) < 2:
+            continue
+        options = {name for parameter in verbs[words[1]].params for name in parameter.opts} if words[1] in verbs else set()
+        if words[1] not in verbs or any(word.split("=")[0] not in options | {"--help"} for word in words[2:] if word.startswith("-")):
+            found.append(line)
+    return found
+
+
+def test_commands_that_are_not_there_are_found() -> None:
+    lines = ["bnnp fit a.csv --task x --out m", "bnnp fit a.csv --tusk x", "bnnp fly", "make docs", "bnnp config  # --none"]
+    assert unknown(lines) == lines[1:3]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -202,9 +230,9 @@ def test_console_blocks_run_where_all_their_commands_are_ours(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     run(blocks, "page.md")
     assert (tmp_path / "a.toml").is_file()
-    with pytest.raises(AssertionError, match=r"page.md:2: bnnp fit nothing.csv ended with 2"):
+    with pytest.raises(AssertionError, match=r"page\.md:2: bnnp fit nothing.csv ended with 2"):
         run(read("```console\nbnnp fit nothing.csv\n```\n")[0], "page.md")
-    with pytest.raises(AssertionError, match=r"page.md:7 is not what was printed"):
+    with pytest.raises(AssertionError, match=r"page\.md:7 is not what was printed"):
         run(read("```console\nbnnp version\n```\n\n<!-- printed -->\n```text\nbnnp 9\n```\n")[0], "page.md")
 
 
@@ -249,7 +277,7 @@ def documented() -> set[object]:
     return {id(thing) for thing in shown}
 
 
-@pytest.mark.parametrize("package", ["bnnp", "bnnp.data", "bnnp.workflow", "bnnp.rivals"])
+@pytest.mark.parametrize("package", ["bnnp", "bnnp.data", "bnnp.workflow", "bnnp.rivals", "bnnp.report", "bnnp.explorer"])
 def test_every_public_name_is_in_the_pages_of_the_api(package: str) -> None:
     pytest.importorskip("sklearn")
     there, module = documented(), importlib.import_module(package)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,30 @@ def test_what_is_held_out_shares_no_point_with_what_is_learned_from() -> None:
     union = [{(source.groups[i], p) for i in part for p in windows[i]} for part in (parts.train, parts.validation, parts.test)]  # type: ignore[index]
     assert all(union) and not (union[0] & union[1] | union[0] & union[2] | union[1] & union[2])
     assert max(parts.train) > 20 and min(parts.test) < 20, "the last tasks of each group"
+
+
+@pytest.mark.parametrize("length", [2, 7, 12, 20, 30])
+def test_windows_that_overlap_more_than_a_part_is_long_share_no_point_either(length: int) -> None:
+    """Of 60 windows with stride 1 some parts are shorter than the overlap: then nothing of them is left, not a part counted from behind."""
+    source = Collection.of([(np.zeros((2, 1)), np.zeros(2))] * 60, ["t"], ["y"], ordered=True, overlap=length - 1)
+    parts = divide(source, 0.2, 0.2)
+    points = [{p for i in part for p in range(i, i + length)} for part in (parts.train, parts.validation, parts.test)]
+    assert points[0] and points[2] and not (points[0] & points[1] | points[0] & points[2] | points[1] & points[2])
+
+
+@pytest.mark.parametrize("names", [["a", "a", "a (2)"], ["a (2)", "a", "a", "a"], ["a", "a", "a (2)", "a (2)"]])
+def test_names_differ_whatever_they_were(names: list[str]) -> None:
+    found = Collection.of([(np.zeros((2, 1)), np.zeros(2))] * len(names), ["t"], ["y"], names=names).names
+    assert len(set(found)) == len(names) and found[0] == names[0]
+
+
+def test_many_groups_are_divided_at_once() -> None:
+    """A hundred thousand tasks of as many groups take a moment, not a quarter of an hour."""
+    count = 100_000
+    source = Collection(lambda i: None, [2] * count, [str(i) for i in range(count)], (), (), groups=[str(i) for i in range(count)])  # type: ignore[arg-type, return-value]
+    start = time.perf_counter()
+    parts = divide(source)
+    assert len(parts.train) == 70_000 and time.perf_counter() - start < 20
 
 
 def test_whole_groups_are_held_out_where_there_are_many() -> None:

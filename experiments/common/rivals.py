@@ -67,8 +67,8 @@ def standard(past: Past, validation: Callable[[], Part], config: Config, task: s
     def learned(around: Callable[[Tensor], Tensor] | None) -> Made:
         return Smooth.of(kernel(around), around), kernel(around).numbers
 
-    def adapted(around: Callable[[Tensor], Tensor] | None) -> Made:
-        return FittedGP(shape, around, steps, towards=kernel(around)), {}
+    def adapted() -> Made:
+        return FittedGP(shape, None, steps, towards=kernel(None)), {}
 
     def places() -> Made:
         scores = {}
@@ -91,7 +91,8 @@ def standard(past: Past, validation: Callable[[], Part], config: Config, task: s
     for word, around in {"GP": None, **({"anomaly GP": past.mean} if anomaly else {})}.items():
         found[f"{word}, fitted to each {task}"] = Rival(partial(_pair, FittedGP(shape, around, steps, floor)), 1)
         found[f"{word}, learned from training {task}s"] = Rival(partial(learned, around), 1)
-        found[f"{word}, learned and then adapted"] = Rival(partial(adapted, around), 1)
+        if around is None:
+            found[f"{word}, learned and then adapted"] = Rival(adapted, 1)
     return {
         **found,
         f"normal over the {place}s": Rival(places, 1),

@@ -135,7 +135,7 @@ def _shares(collection: Collection) -> dict[str, Any]:
 
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
     reasons: list[str] = []
-    hidden = [32, 32] if total < 1000 else [64, 64] if total < 20_000 else [64, 128]
+    hidden = [32, 32] if total < 1000 else [64, 64]
     rough = roughness(look)
     scale = 3.0 if rough is None else float(f"{rough:.2g}")
     model: dict[str, Any] = {

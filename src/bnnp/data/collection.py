@@ -111,6 +111,7 @@ class Collection(Sequence[Triple]):
         lazy: reading a task costs a look into a file.
         overlap: a task shares points with so many of those after it (windows with a stride shorter than their length).
         rows: of a table of points, the row of each point, one task after another; None where points are no rows.
+        table: gives the columns of that table as they stand there, names of tasks as text.
 
     Example:
         >>> c = Collection.of([(np.zeros((3, 1)), np.ones(3)), (np.ones((2, 1)), np.ones(2))], inputs=["t"], outputs=["level"])
@@ -131,14 +132,20 @@ class Collection(Sequence[Triple]):
     lazy: bool = False
     overlap: int = 0
     rows: Any = None
+    table: Callable[[], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
             count: dict[str, int] = {}
-            names = []
+            taken, names = set(self.names), []
             for name in self.names:
-                count[name] = count.get(name, 0) + 1
-                names.append(name if count[name] == 1 else f"{name} ({count[name]})")
+                new, number = name, count.get(name, 1)
+                while name in count and new in taken:  # of "a", "a" and "a (2)" the number 2 is taken
+                    number += 1
+                    new = f"{name} ({number})"
+                count[name] = number
+                taken.add(new)
+                names.append(new)
             object.__setattr__(self, "names", names)
 
     @staticmethod
@@ -308,14 +315,16 @@ def divide(collection: Collection, validation: float = 0.15, test: float = 0.15,
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise ValueError(f"Expected shares of validation and test tasks, together below 1. Got {validation} and {test}.")
     groups = collection.groups
+    parts: list[list[int]] = [[], [], []]
     labels = sorted(set(groups)) if groups is not None else []
     if groups is not None and len(labels) >= 10:
         order = np.random.default_rng(seed).permutation(len(labels))
         cut = _cut([labels[i] for i in order], validation, test)
-        parts = [[i for i, group in enumerate(groups) if group in set(part)] for part in cut]
+        place = {label: k for k, part in enumerate(cut) for label in part}
+        for i, group in enumerate(groups):
+            parts[place[group]].append(i)
         how = f"whole groups at random (seed {seed}): {', '.join(f'{len(part)}' for part in cut)} groups"
     elif collection.ordered:
-        parts = [[], [], []]
         for label in labels or [""]:
             own = [i for i in range(len(collection)) if groups is None or groups[i] == label]
             for part, more in zip(parts, _apart(_cut(own, validation, test), collection.overlap), strict=True):
@@ -348,4 +357,5 @@ def _apart(parts: list[list[int]], overlap: int) -> list[list[int]]:
     if overlap == 0:
         return parts
     train, held, judged = parts
-    return [train[: len(train) - overlap] if held or judged else train, held[: len(held) - overlap] if judged else held, judged]
+    shorter = [part[: max(0, len(part) - overlap)] for part in (train, held)]  # a negative end would count from the other one
+    return [shorter[0] if held or judged else train, shorter[1] if judged else held, judged]

@@ -546,7 +546,7 @@ def read_points(
             values[:, j] = encode(table.cells[c.column], c, rows, given=True)[groups.rows]
     spans = _Spans(groups.starts[:-1], groups.starts[1:], groups.names if roles.task else ["points"], None)
     final = _collection(replace(plan, inputs=inputs, since_start=False), xs, values, spans, tuple(table.notes))
-    return replace(final, recipe=recipe, rows=groups.rows)
+    return replace(final, recipe=recipe, rows=groups.rows, table=lambda: opened.load(opened.names, groups_by))
 
 
 def _as_given(coding: Coding, plan: Plan, source: Source) -> tuple[Coding, ...]:

@@ -16,6 +16,7 @@ from bnnp.evaluation import Evaluation, Model, evaluate, mean_and_se
 from bnnp.linalg import NotPositiveDefiniteError
 from bnnp.networks import BNNP
 from bnnp.plots_data import usable
+from bnnp.report.page import uncertain
 
 __all__ = [
     "OWN",
@@ -45,6 +46,8 @@ FEW_TESTS = 10
 OFF = 0.05
 """A share of covered points this far from its level, and by two standard errors, is worth a warning."""
 OUTSIDE = 0.01
+REPEATED = 0.1
+"""A value that so many points share is no draw from a density."""
 HEAVY = 1 / 3
 SKIPPED = 0.01
 
@@ -231,7 +234,7 @@ def _sentence(judged: Judged, score: str, best: str, difference: float, se: floa
         return f"{seen}: one test task cannot tell this model from the best rival ({best})."
     if not math.isfinite(difference):
         return f"{seen}, this model is behind the best rival ({best}): the log density of {what} is not finite."
-    by = f"{abs(difference):.3f} ± {se:.3f} nats per target point"
+    by = f"{uncertain(abs(difference), se)} nats per target point"
     if word == "level":
         return f"{seen}, this model is level with the best rival ({best}) in the log density of {what}: the difference is {by}."
     place = "ahead of" if word == "ahead" else "behind"
@@ -248,7 +251,7 @@ def findings(
     pareto_k: torch.Tensor | None,
 ) -> list[Finding]:
     """Return all that speaks against the model or against the test, the gravest first."""
-    found = [*_leaks(train, test), *_behind(verdicts), *_miscalibrated(judged), *_outside(train, test)]
+    found = [*_leaks(train, test), *_behind(verdicts), *_miscalibrated(judged), *_outside(train, test), *_repeated(model, train)]
     if len(train) < FEW_TASKS:
         found.append(
             Finding(
@@ -365,6 +368,22 @@ def _outside(train: Collection, test: Collection) -> Iterator[Finding]:
                 f"{100 * out.mean():.0f} % of the points of the test tasks have a {row['name']} outside the {row['min']:.4g} to "
                 f"{row['max']:.4g}{unit} of the training tasks.",
                 "Predictions there rest on the prior alone. Train on tasks that cover the range of use.",
+            )
+
+
+def _repeated(model: BNNP, train: Collection) -> Iterator[Finding]:
+    """Find outputs of which one value comes again and again, where the model states densities."""
+    if model.likelihood.discrete:
+        return
+    tasks = [train[int(i)] for i in np.unique(np.linspace(0, len(train) - 1, min(len(train), 50)).round())]
+    for j, column in enumerate(train.outputs):
+        values, counts = np.unique(np.concatenate([y[mask[:, j], j] for _, y, mask in tasks]), return_counts=True)
+        if len(values) and counts.sum() >= 50 and counts.max() > REPEATED * counts.sum():
+            yield Finding(
+                "repeated values",
+                f"{100 * counts.max() / counts.sum():.0f} % of the values of {column.name} are exactly {values[counts.argmax()]:.6g}: log "
+                "densities then reward a spike there, and mean little.",
+                "Compare RMSE and CRPS; or choose a likelihood for such outputs (counts, labels), or read images with dequantise.",
             )
 
 

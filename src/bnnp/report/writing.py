@@ -402,7 +402,8 @@ def _scores(facts: _Facts) -> list[Html]:
     judged = facts.middle
     parts = [
         paragraph(
-            f"{len(judged.cases)} test tasks, each cut at random into what is seen and what is to be predicted; all methods see the same. "
+            f"{len(judged.cases)} test task{'' if len(judged.cases) == 1 else 's'}, each cut at random into what is seen and what is to "
+            "be predicted; all methods see the same. "
             "Means over tasks ± their standard errors. Log densities are in nats for each target point, higher is better: joint, of all "
             "targets of a task together; marginal, one by one. RMSE and CRPS are in the units of the output, lower is better. The last "
             "columns say how many targets lie in the central intervals of 50, 80 and 95 %."
@@ -418,7 +419,7 @@ def _scores(facts: _Facts) -> list[Html]:
         parts.append(Html(f"<h3>{found.words}</h3>"))
         parts.append(paragraph(f"{between} points of a task are seen.", kind="soft"))
         parts.append(_score_table(found, facts.run.outputs[0].unit if len(facts.run.outputs) == 1 else ""))
-        parts += [paragraph(v.sentence) for v in facts.verdicts if v.share == found.share]
+        parts += [paragraph(words) for words in dict.fromkeys(v.sentence for v in facts.verdicts if v.share == found.share)]
     parts.append(
         paragraph(
             "Differences are taken task by task. Ahead or behind means by more than two standard errors. The rival is the best of all on "
@@ -477,6 +478,8 @@ def _tasks(facts: _Facts) -> list[Html]:
             parts.append(figure(fig, words, broad=fig.get_figwidth() > 8))
     listed = order[::-1][:10]
     rows = [[judged.cases[i].name, str(len(judged.cases[i].context[0])), number(float(scores[i]))] for i in listed]
+    if len(rows) < 2:
+        return parts
     return [*parts, details(f"The {len(rows)} worst tasks", table(["task", "points seen", "joint log density"], rows))]
 
 

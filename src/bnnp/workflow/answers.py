@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from bnnp.data.collection import Collection
+from bnnp.data.collection import Collection, Column
 from bnnp.evaluation import Evaluation
 from bnnp.evaluation import evaluate as score
 from bnnp.export import level_name
+from bnnp.likelihoods import Categorical
 from bnnp.posterior import Posterior
 from bnnp.predictive import Predictive
 from bnnp.runs import Run
@@ -37,19 +38,30 @@ class Answer:
         targets: the tasks that were asked about.
         columns: for each column its values at the points of each task.
         remarks: for each task, how many of its points lie beyond those of training, as a sentence; empty where none do.
+        units: of the columns that have one.
     """
 
     targets: Collection
     columns: Mapping[str, tuple[Any, ...]]
     remarks: tuple[str, ...]
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def flat(self) -> dict[str, Any]:
         """Return one array for each column, the tasks one after another: task, inputs, and what was said."""
         targets = self.targets
+        task = free("task", [*self.columns, *(column.name for column in targets.inputs)])
         x = np.concatenate([x for x, _, _ in targets]) if len(targets) else np.zeros((0, targets.x_dim))
-        table: dict[str, Any] = {"task": np.repeat(np.asarray(targets.names, dtype=object), [len(x) for x, _, _ in targets])}
+        table: dict[str, Any] = {task: np.repeat(np.asarray(targets.names, dtype=object), [len(x) for x, _, _ in targets])}
         table |= {column.name: x[:, j] for j, column in enumerate(targets.inputs)}
         return table | {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in self.columns.items()}
+
+
+def free(name: str, taken: Iterable[str]) -> str:
+    """Return the name of a new column, with underscores behind it where the data have a column of this name."""
+    taken = set(taken)
+    while name in taken:
+        name += "_"
+    return name
 
 
 def posteriors(
@@ -125,39 +137,47 @@ def predict(
     """
     levels = check_levels(quantiles)
     columns: dict[str, list[Any]] = {}
-    remarks: list[str] = []
+    distances: list[FloatArray] = []
     for posterior, xs, _ in posteriors(run, contexts, targets, num_samples, seed):
         predictive = posterior.predict(_padded(xs))
         for name, values in _said(run, predictive, levels).items():
             columns.setdefault(name, []).extend(np.asarray(row)[: len(x)] for row, x in zip(values, xs, strict=True))
         far = predictive.distance_x.cpu().numpy()
-        columns.setdefault("distance", []).extend(row[: len(x)] for row, x in zip(far, xs, strict=True))
-        remarks += [_far(row[: len(x)]) for row, x in zip(far, xs, strict=True)]
-    if np.isnan(np.concatenate([np.zeros(0), *columns.get("distance", [])])).all():
-        columns.pop("distance", None)  # a model that was not trained on anything knows no distance
-    return Answer(targets, {name: tuple(parts) for name, parts in columns.items()}, tuple(remarks))
+        distances.extend(row[: len(x)] for row, x in zip(far, xs, strict=True))
+    names = {name: free(name, [column.name for column in targets.inputs]) for name in columns}
+    named = {names[name]: tuple(parts) for name, parts in columns.items()}
+    if not np.isnan(np.concatenate([np.zeros(0), *distances])).all():  # a model that was not trained on anything knows no distance
+        named[free("distance", [*named, *(column.name for column in targets.inputs)])] = tuple(distances)
+    units = {names[name]: c.unit for c in run.outputs for name in _names_of(run, c, levels) if c.unit and name in names}
+    return Answer(targets, named, tuple(map(_far, distances)), units)
+
+
+def _names_of(run: Run, column: Column, levels: Sequence[float]) -> list[str]:
+    """Return the names of what is said of an output in its own unit."""
+    kinds = [] if run.model.likelihood.labels else ["mean", "std", "std_epistemic", *map(level_name, levels)]
+    return [f"{column.name}_{kind}" for kind in kinds]
 
 
 def _said(run: Run, predictive: Predictive, levels: Sequence[float]) -> dict[str, Any]:
     """Return what is said of each output, each with shape (T, M)."""
     if run.model.likelihood.labels:
         return _labels(run, predictive)
-    said: dict[str, Any] = {}
-    moments = {"mean": predictive.mean, "std": predictive.std, "std_epistemic": predictive.epistemic_std}
-    moments |= {level_name(q): predictive.quantile(q) for q in levels}
-    for j, column in enumerate(run.outputs):
-        said |= {f"{column.name}_{name}": value[..., j].cpu().double().numpy() for name, value in moments.items()}
-    return said
+    moments = [predictive.mean, predictive.std, predictive.epistemic_std, *map(predictive.quantile, levels)]
+    values = [value.cpu().double().numpy() for value in moments]
+    return {name: v[..., j] for j, c in enumerate(run.outputs) for name, v in zip(_names_of(run, c, levels), values, strict=True)}
 
 
 def _labels(run: Run, predictive: Predictive) -> dict[str, Any]:
-    (column,) = run.outputs[:1]
-    p = predictive.probs.cpu().double().numpy()
-    p = np.stack([1 - p[..., 0], p[..., 0]], axis=-1) if p.shape[-1] == 1 else p
-    known = (run.recipe.get("labels") or {}).get(column.name)
-    names = [str(name) for name in known] if known else [str(k) for k in range(p.shape[-1])]
-    best = np.asarray(names, dtype=object)[p.argmax(-1)]
-    return {column.name: best, **{f"{column.name}_p_{name}": p[..., k] for k, name in enumerate(names)}}
+    """Return for each output of labels the most probable one, and the probability of each."""
+    p, likelihood = predictive.probs.cpu().double().numpy(), run.model.likelihood
+    of_each = [p] if isinstance(likelihood, Categorical) else [np.stack([1 - p[..., j], p[..., j]], -1) for j in range(p.shape[-1])]
+    said: dict[str, Any] = {}
+    for column, own in zip(run.outputs, of_each, strict=True):
+        known = (run.recipe.get("labels") or {}).get(column.name)
+        names = [str(name) for name in known] if known else [str(k) for k in range(own.shape[-1])]
+        said[column.name] = np.asarray(names, dtype=object)[own.argmax(-1)]
+        said |= {f"{column.name}_p_{name}": own[..., k] for k, name in enumerate(names)}
+    return said
 
 
 def _far(distance: FloatArray) -> str:
@@ -182,13 +202,16 @@ def sample(
         seed: of the draws.
     """
     columns: dict[str, list[Any]] = {}
+    units: dict[str, str] = {}
+    inputs = [column.name for column in targets.inputs]
     for posterior, xs, at in posteriors(run, contexts, targets, max(num_samples, n), seed):
         drawn = posterior.predict(_padded(xs)).sample(n, noisy=noisy, seed=seed + at[0]).cpu().double().numpy()
         for j, column in enumerate(run.outputs):
             for i in range(n):
-                name = f"{column.name}_sample{i + 1}"
+                name = free(f"{column.name}_sample{i + 1}", inputs)
+                units[name] = column.unit
                 columns.setdefault(name, []).extend(row[: len(x), j] for row, x in zip(drawn[i], xs, strict=True))
-    return Answer(targets, {name: tuple(parts) for name, parts in columns.items()}, ("",) * len(targets))
+    return Answer(targets, {name: tuple(parts) for name, parts in columns.items()}, ("",) * len(targets), units)
 
 
 def diagnose(run: Run, contexts: Collection, *, num_samples: int = 256, seed: int = 0) -> list[dict[str, Any]]:

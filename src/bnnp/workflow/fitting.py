@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bnnp.checkpoint import sweep, write_atomically
 from bnnp.config import Config
 from bnnp.data.collection import Collection, Description, Division, divide
@@ -27,6 +29,8 @@ from bnnp.training import TrainResult, meta_train
 
 __all__ = ["Fit", "build_model", "fit", "plan", "resume"]
 
+VALIDATION_TASKS = 48
+"""Of more held-out tasks, so many choose the step; a look at all of them would take longer than the steps between two looks."""
 TRAINING = ("objective", "steps", "batch_size", "num_samples", "learning_rate", "final_learning_rate", "max_points", "shrinkage", "seed")
 
 
@@ -212,12 +216,19 @@ def _train(folder: Path, train: Collection, validation: Collection, config: Conf
     return Run.open(folder)
 
 
-def _learn(folder: Path, model: BNNP, train: Collection, validation: Collection, config: Config, progress: bool) -> TrainResult:
+def _learn(
+    folder: Path, model: BNNP, train: Collection, validation: Collection, config: Config, progress: bool, looks: int = 20
+) -> TrainResult:
     settings = config.section("training")
+    few = (
+        np.unique(np.linspace(0, len(validation) - 1, VALIDATION_TASKS).round().astype(int)) if len(validation) > VALIDATION_TASKS else None
+    )
+    validation = validation if few is None else validation.subset(few.tolist())
     return meta_train(
         model,
         train,
         validation=validation if len(validation) else None,
+        validate_every=max(1, settings["steps"] // looks),
         context=tuple(settings["context"]),
         folder=folder,
         checkpoint_every=settings["checkpoint_every"],
@@ -239,7 +250,7 @@ def _tried(folder: Path, train: Collection, validation: Collection, config: Conf
         if progress:
             print(f"Trial {i + 1} of {len(networks)}: {candidate['activation']}, learning rate {rate:g}", file=sys.stderr)
         short = whole.replace(training__steps=steps, training__checkpoint_every=steps)
-        result = _learn(folder / "trials" / str(i), build_model(train.x_dim, train.y_dim, short), train, validation, short, progress)
+        result = _learn(folder / "trials" / str(i), build_model(train.x_dim, train.y_dim, short), train, validation, short, progress, 1)
         trials.append({**candidate, "score": result.best_score, "seconds": result.seconds})
     best = max(range(len(trials)), key=lambda i: -math.inf if trials[i]["score"] is None else trials[i]["score"])
     chosen = {k: v for k, v in networks[best].items() if k != "learning_rate"}

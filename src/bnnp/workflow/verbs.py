@@ -12,7 +12,6 @@ import numpy as np
 
 from bnnp.config import Config
 from bnnp.data.collection import Collection
-from bnnp.data.frames import open_source
 from bnnp.data.opening import kind_of, only_file, read
 from bnnp.data.sources import open_dataset
 from bnnp.data.table import read_points
@@ -20,12 +19,14 @@ from bnnp.evaluation import Evaluation
 from bnnp.export import predict_dataset
 from bnnp.runs import RECORD, Run, read_record
 from bnnp.workflow import answers, fitting
-from bnnp.workflow.answers import QUANTILES, Answer
+from bnnp.workflow.answers import QUANTILES, Answer, free
 from bnnp.workflow.writing import check_ending, write_dataset, write_table
 
 __all__ = ["Judged", "diagnose", "evaluate", "fit", "judged", "open_data", "predict", "resume", "sample"]
 
 PathLike = str | os.PathLike[str]
+NAMELESS = "points"
+"""What the reader of points calls the one task of a table without a task column."""
 
 
 def open_data(source: Any, config: Config | None = None, kind: str | None = None) -> Collection:
@@ -220,8 +221,8 @@ def predict(
         model: a run or its folder.
         context: what was observed: a table of points with the model's columns, a source of the kind that the model learned from, or None
             for nothing. Tasks are told apart by the task column.
-        targets: where to predict, in the same forms; where not given, the rows of `context` without outputs, or of a grid or image all
-            of it.
+        targets: where to predict, in the same forms; where not given, the rows of `context` of which an output is missing, or of a grid
+            or image all of it.
         out: file to write, .csv, .parquet, .nc or .json; nothing is written without it.
         quantiles: levels between 0 and 1.
         num_samples: particles.
@@ -249,9 +250,7 @@ def predict(
     known, asked = _both(run, context, targets)
     answer = answers.predict(run, known, asked, quantiles=quantiles, num_samples=num_samples, seed=seed)
     if path is not None:
-        units = {column.name: column.unit for column in run.inputs}
-        units |= {name: c.unit for c in run.outputs for name in answer.columns if name.startswith(f"{c.name}_") and "_p_" not in name}
-        write_table(path, table_of(run, answer, context if targets is None else targets), units)
+        write_table(path, *table_of(run, answer))
     return answer
 
 
@@ -266,13 +265,17 @@ def _both(run: Run, context: Any, targets: Any) -> tuple[Collection | None, Coll
         assert known is not None
         if not isinstance(context, Collection) and kind_of(only_file(context)) != "table":
             return known, known
-        rows = [np.flatnonzero(~mask.any(1)) for _, _, mask in known]
+        rows = [np.flatnonzero(~mask.all(1)) for _, _, mask in known]
         if not any(len(at) for at in rows):
             raise ValueError("Expected points to predict at: a second file, or rows of the first with missing outputs. Got neither.")
         return known, _rows(known, rows)
     asked = points(run, targets, False)
-    if known is not None and len(known) == 1 == len(asked) and known.names[0] != asked.names[0]:
-        asked = Collection.of([asked[0]], run.inputs, run.outputs, names=list(known.names), recipe=asked.recipe, rows=asked.rows)
+    # One task here and one there are the same, unless two tables say by their task columns that they are not.
+    nameless = known is not None and (NAMELESS in (known.names[0], asked.names[0]) or known.rows is None or asked.rows is None)
+    if known is not None and nameless and len(known) == 1 == len(asked) and known.names[0] != asked.names[0]:
+        asked = Collection.of(
+            [asked[0]], run.inputs, run.outputs, names=list(known.names), recipe=asked.recipe, rows=asked.rows, table=asked.table
+        )
     return known, asked
 
 
@@ -283,19 +286,21 @@ def _rows(tasks: Collection, rows: Sequence[Any]) -> Collection:
     own = None if tasks.rows is None else np.concatenate([np.asarray(tasks.rows)[starts[i] + rows[i]] for i in chosen])
     parts = [tuple(part[rows[i]] for part in tasks[i]) for i in chosen]
     names = [tasks.names[i] for i in chosen]
-    return Collection.of(parts, tasks.inputs, tasks.outputs, names=names, recipe=tasks.recipe, rows=own)
+    return Collection.of(parts, tasks.inputs, tasks.outputs, names=names, recipe=tasks.recipe, rows=own, table=tasks.table)
 
 
-def table_of(run: Run, answer: Answer, source: Any) -> dict[str, Any]:
-    """Return an answer as columns: those of the table that was asked about, as they stand there, and then what was said."""
-    flat, rows = answer.flat(), answer.targets.rows
-    if rows is None or isinstance(source, Collection):
-        return flat
-    names = run.recipe.get("names")
-    opened = open_source(source, names if names and run.kind == "table" else None, (), None, None)
-    own = {name: np.asarray(column)[rows] for name, column in opened.load(opened.names, ()).items()}
-    said = {column.name for column in run.outputs}  # a column of outputs to be filled gives way to what fills it
-    return {name: values for name, values in own.items() if name not in said} | {name: flat[name] for name in answer.columns}
+def table_of(run: Run, answer: Answer) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return an answer as columns, and their units: those of the table asked about, as they stand there, then what was said."""
+    units = {column.name: column.unit for column in run.inputs} | dict(answer.units)
+    rows, table, said = answer.targets.rows, answer.targets.table, dict(answer.columns)
+    if rows is None or table is None:
+        return answer.flat(), units
+    own = table()
+    if "distance" in own and "distance" in said:
+        said[free("distance", [*own, *said])] = said.pop("distance")
+    filled = {*said, *(column.name for column in run.outputs)}  # columns to be filled give way to what fills them
+    kept = {name: np.asarray(values)[rows] for name, values in own.items() if name not in filled}
+    return kept | {name: np.concatenate(parts) for name, parts in said.items()}, units
 
 
 def sample(
@@ -326,7 +331,7 @@ def sample(
     known, asked = _both(run, context, targets)
     answer = answers.sample(run, known, asked, n, noisy=noisy, num_samples=num_samples, seed=seed)
     if path is not None:
-        write_table(path, answer.flat())
+        write_table(path, *table_of(run, answer))
     return answer
 
 

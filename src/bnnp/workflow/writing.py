@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import numbers
 import os
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,12 @@ ENDINGS = (".csv", ".parquet", ".nc", ".json")
 
 
 def plain(table: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return columns as lists that JSON can hold; what is not a number is None."""
-    return {name: [None if isinstance(v, float) and not np.isfinite(v) else v for v in np.asarray(c).tolist()] for name, c in table.items()}
+    """Return columns as lists that JSON can hold; what is missing or not finite is None, and times are text."""
+    return {name: [_plain(v) for v in _kept(column).tolist()] for name, column in table.items()}
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_ending(path: str | os.PathLike[str]) -> Path:
@@ -52,7 +59,10 @@ def write_table(path: str | os.PathLike[str], table: Mapping[str, Any], units: M
         write_atomically(path, json.dumps(plain(table), indent=1).encode())
     elif ending == ".nc":
         xarray = _package("xarray", "grid")
-        columns = {name: ("row", _kept(values), {"units": (units or {}).get(name, "")}) for name, values in table.items()}
+        columns = {}
+        for name, new in _allowed(table).items():
+            said = {"units": (units or {}).get(name, "")} | ({} if new == name else {"long_name": name})
+            columns[new] = ("row", _texts(_kept(table[name])), said)
         write_dataset(path, xarray.Dataset(columns))
     else:
         pandas = _package("pandas", "table")
@@ -66,8 +76,41 @@ def write_table(path: str | os.PathLike[str], table: Mapping[str, Any], units: M
 
 
 def _kept(values: Any) -> Any:
+    """Return a column as numbers, truth values, or text; of text and truth values that are missing as None, of numbers as NaN."""
     values = np.asarray(values)
-    return values.astype(str) if values.dtype == object else values
+    if values.dtype.kind in "mM":
+        missing = np.isnat(values)
+        values = np.datetime_as_string(values) if values.dtype.kind == "M" else values.astype(str)
+    elif values.dtype.kind == "O":
+        missing = np.array([v is None or v != v or type(v).__name__ == "NAType" for v in values], dtype=bool)
+    else:
+        return values
+    known = values[~missing]
+    if all(isinstance(v, numbers.Real) and not isinstance(v, bool | np.bool_) for v in known):
+        found = np.full(len(values), np.nan)
+        found[~missing] = known
+        return found
+    texts = np.full(len(values), None, dtype=object)
+    texts[~missing] = [v if isinstance(v, str) else str(v) for v in known]
+    return texts
+
+
+def _texts(values: Any) -> Any:
+    """Return text without gaps, which netCDF has none for."""
+    return np.array(["" if v is None else v for v in values], dtype=str) if values.dtype == object else values
+
+
+def _allowed(names: Iterable[str]) -> dict[str, str]:
+    """Return for each name one that netCDF can hold, no two of them equal."""
+    found: dict[str, str] = {}
+    for name in names:
+        # A letter, a digit, an underscore or what is not ASCII at its start; further on no slash, no line end, no blank at its end.
+        new = re.sub(r"[\x00-\x1f\x7f/]", "_", name).rstrip(" ") or "_"
+        new = new if new[0].isalnum() or new[0] == "_" or ord(new[0]) > 127 else f"_{new}"
+        while new in found.values():
+            new += "_"
+        found[name] = new
+    return found
 
 
 def write_dataset(path: str | os.PathLike[str], ds: Any) -> None:
