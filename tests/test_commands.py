@@ -243,6 +243,18 @@ def test_evaluate_and_diagnose(fitted: Path, tmp_path: Path) -> None:
     assert "how far to trust it" in bnnp_("diagnose", fitted, tmp_path / "n.csv", "--samples", 32).stdout
 
 
+def test_how_a_table_is_written_is_said_once(tmp_path: Path) -> None:
+    """What the fit was told of gaps, encoding and delimiter holds when its data are read again."""
+    lines = write_table(tmp_path / "d.csv").read_text().replace(",", ";").splitlines()
+    lines[3] = lines[3].replace(lines[3].split(";")[1], "")
+    (tmp_path / "d.csv").write_bytes("\n".join(lines).encode("utf-16-le"))
+    said = ["data.drop_missing_inputs=true", "data.encoding=utf-16-le", "data.delimiter=;"]
+    assert bnnp_("fit", tmp_path / "d.csv", *COLUMNS, *TINY, *said, "--out", tmp_path / "m", "--quiet").exit_code == 0
+    assert told("evaluate", tmp_path / "m", "--samples", 2)["how"].startswith("2 tasks held out")
+    assert told("evaluate", tmp_path / "m", tmp_path / "d.csv", "--samples", 2)["how"].startswith("2 tasks held out")
+    assert told("resume", tmp_path / "m", "--quiet")["status"] == "done"
+
+
 def test_a_stopped_fit_goes_on(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, learn = fitted.parent / "data.csv", bnnp.training._Run._objective  # type: ignore[attr-defined]
 
@@ -283,6 +295,11 @@ def test_a_grid_goes_in_and_a_grid_comes_out(tmp_path: Path) -> None:
     bnnp_("predict", tmp_path / "m", tmp_path / "f.nc", "--out", tmp_path / "p.nc")
     with xarray.open_dataset(tmp_path / "p.nc") as found:
         assert found["t2m_mean"].shape[-2:] == (5, 4) and found["t2m_mean"].attrs["units"] == "K" and bool((found["t2m_std"] > 0).all())
+    ds.isel(time=slice(0, 6)).to_netcdf(tmp_path / "part1.nc")
+    ds.isel(time=slice(6, 12)).to_netcdf(tmp_path / "part2.nc")
+    several = ["fit", tmp_path / "part*.nc", "--task", "time", "--steps", 2, *TINY, "--out", tmp_path / "s", "--quiet"]
+    assert bnnp_(*several).exit_code == 0
+    assert told("evaluate", tmp_path / "s", "--samples", 4)["how"].startswith("2 tasks held out"), "several files are found again"
     (tmp_path / "points.csv").write_text("lat,lon,t2m\n0,0,1.0\n1,1,\n3.5,2.5,\n")
     assert told("predict", tmp_path / "m", tmp_path / "points.csv")["rows"] == 2, "a table of points serves any model"
     assert set(told("evaluate", tmp_path / "m", "--samples", 4)["shares"]) == {"0.025", "0.1", "0.25"}

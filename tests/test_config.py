@@ -160,3 +160,19 @@ def test_any_file_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     else:
         assert all(not isinstance(v, float) or math.isfinite(v) for keys in config.values.values() for v in keys.values())
     assert [p.name for p in tmp_path.iterdir()] == ["run.toml"] and path.read_bytes() == data
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize("line", ["steps = {n}", "context = [0.1, {n}]", "context = [1, {n}]"])
+def test_numbers_without_end_are_mistakes_like_others(digits: int, line: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[training]\n" + line.format(n="1" + "0" * digits) + "\n")
+    with pytest.raises(ConfigError, match="Expected"):
+        read_config(tmp_path / "run.toml")
+
+
+def test_a_tab_is_a_delimiter_and_any_letter_may_name_a_column(tmp_path: Path) -> None:
+    config = Config({"data": {"delimiter": "\t", "units": {"\U0001f642 \x7f": "mg"}}})
+    (tmp_path / "run.toml").write_text(config.toml(), encoding="utf-8")
+    assert read_config(tmp_path / "run.toml") == config
+    with pytest.raises(ConfigError, match="one character"):
+        Config({"data": {"delimiter": ",,"}})

@@ -139,6 +139,46 @@ def test_what_a_person_chose_is_not_tried(said: Any, steps: int) -> None:
     assert choose_settings(tasks(), 20, Config(said).over(config)).config.get("training.trial_steps") == steps
 
 
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [
+        ("training", {"context": [8, 9]}),
+        ("training", {"objective": "iw_avi"}),
+        ("model", {"likelihood": "negativebinomial"}),
+        ("model", {"likelihood": "categorical", "classes": 3}),
+    ],
+)
+def test_what_cannot_be_trained_on_writes_nothing_and_throws_nothing_away(section: str, settings: Any, tmp_path: Path) -> None:
+    wrong = Config({section: settings}).over(Config({"model": {"last_layer": "amortised"}}).over(QUICK))
+    with pytest.raises(ValueError, match="Expected"):
+        fit(tasks(), tmp_path / "m", wrong, progress=False)
+    assert not (tmp_path / "m").exists()
+    first = fit(tasks(), tmp_path / "m", QUICK, progress=False)
+    with pytest.raises(ValueError, match="Expected"):
+        fit(tasks(), tmp_path / "m", wrong, fresh=True, progress=False)
+    assert same(first, Run.open(tmp_path / "m"))
+
+
+def test_a_run_that_was_half_thrown_away_can_be_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any file that it deletes, `fresh` finds a folder that is still its own."""
+    first = fit(tasks(), tmp_path / "m", QUICK, progress=False)
+    unlink, left = Path.unlink, [0]
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        left[0] -= 1
+        if left[0] < 0 and path.parent == tmp_path / "m":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    for moment in range(4):
+        left[0] = moment
+        with pytest.raises(KeyboardInterrupt):
+            fit(tasks(), tmp_path / "m", QUICK, fresh=True, progress=False)
+    monkeypatch.undo()
+    assert same(first, fit(tasks(), tmp_path / "m", QUICK, fresh=True, progress=False))
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "newer", "other", "keys", "binary"])
 def test_a_damaged_record_is_refused(damage: str, tmp_path: Path) -> None:
     fit(tasks(), tmp_path, QUICK, progress=False)
@@ -223,6 +263,22 @@ def test_gaps_and_fine_columns_are_noticed() -> None:
     assert gaps.get("model.missing_outputs") is True and choose_settings(tasks(), 4, Config()).config.get("model.missing_outputs") is None
     fine = choose_settings(with_outputs([1e6 + 0.1, 1e6 + 0.2, 1e6]), 4, Config())
     assert fine.config.get("model.dtype") == "float64" and any("varies little" in reason for reason in fine.reasons)
+
+
+@pytest.mark.parametrize(
+    ("usual", "rare", "chosen"),
+    [
+        ([0.0, 1.0], 0.5, ("model.likelihood", "gaussian")),
+        ([0.0, 4.0], -1.0, ("model.likelihood", "gaussian")),
+        ([0.5, 1.5], np.nan, ("model.missing_outputs", True)),
+    ],
+)
+def test_one_value_in_one_task_of_many_counts(usual: list[float], rare: float, chosen: tuple[str, Any]) -> None:
+    made = [(np.zeros((2, 1)), np.stack([usual, usual], axis=1)) for _ in range(300)]
+    made[201][1][0, 0] = rare
+    made = made if chosen[1] is True else [(x, y[:, :1]) for x, y in made]
+    source = Collection.of(made, ["t"], [str(j) for j in range(made[0][1].shape[1])])
+    assert choose_settings(source, 200, Config()).config.get(chosen[0]) == chosen[1]
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "labels", "counts", "gaps", "two outputs", "fine"])

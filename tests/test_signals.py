@@ -215,6 +215,13 @@ def test_annotations_are_those_that_wfdb_reads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(samples, np.round(at[beat] * RATE / 250.0))
 
 
+def test_windows_that_overlap_a_hundredfold_say_so(tmp_path: Path) -> None:
+    tasks = read_signals(write(tmp_path), window=10, stride=0.1)
+    assert tasks.overlap == 99
+    parts, starts = divide(tasks, 0.0, 0.1), [float(name.split()[1]) for name in tasks.names]
+    assert max(starts[i] for i in parts.train) + 10 <= min(starts[i] for i in parts.test) + 1e-9
+
+
 def test_beats_that_share_samples_overlap(tmp_path: Path) -> None:
     path = write(tmp_path)
     annotate(path, list(range(100, 1000, 30)), ["N"] * 30)

@@ -36,11 +36,19 @@ def _number(least: float = -math.inf, above: float = -math.inf, most: float = ma
 
     def check(value: Any) -> Any:
         right = isinstance(value, int) if whole else isinstance(value, int | float)
-        if isinstance(value, bool) or not right or not (math.isfinite(value) and least <= value <= most and value > above):
+        if isinstance(value, bool) or not right or not (_finite(value) and least <= value <= most and value > above):
             raise ValueError(words)
         return value
 
     return check
+
+
+def _finite(value: int | float) -> bool:
+    """Tell whether a number is one that a float can hold; TOML's whole numbers have no end."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _flag(value: Any) -> Any:
@@ -52,6 +60,12 @@ def _flag(value: Any) -> Any:
 def _text(value: Any) -> Any:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a text that is not empty")
+    return value
+
+
+def _character(value: Any) -> Any:
+    if not isinstance(value, str) or len(value) != 1:
+        raise ValueError("one character")
     return value
 
 
@@ -135,7 +149,7 @@ def _context(value: Any) -> Any:
         raise ValueError(words)
     low, high = value
     counts = isinstance(low, int) and isinstance(high, int)
-    if not (0 < low <= high) or (not counts and not (math.isfinite(high) and high < 1)):
+    if not (0 < low <= high) or not _finite(high) or (not counts and not high < 1):
         raise ValueError(words)
     return value
 
@@ -180,7 +194,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("data", "categories", _names, "columns of numbers that are categories", '["site"]', (_T,)),
     Setting("data", "names", _names, "of the columns of a file without a header", '["a", "b", "c"]', (_T,)),
     Setting("data", "day_first", _flag, "03/04/2020 is in April", "true", (_T,)),
-    Setting("data", "delimiter", _text, "between the columns of a text file", '";"', (_T,)),
+    Setting("data", "delimiter", _character, "between the columns of a text file", '";"', (_T,)),
     Setting("data", "encoding", _text, "of a text file", '"latin-1"', (_T,)),
     Setting("data", "drop_missing_inputs", _flag, "leave out points of which an input is missing", "true", (_T,)),
     Setting("data", "patch", _steps, "cells of a patch along each dimension", "{ latitude = 16, longitude = 16 }", (_G,)),
@@ -301,7 +315,7 @@ class Config:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     # JSON leaves DEL as it is, and may name characters by surrogates; TOML allows neither.
@@ -352,7 +366,7 @@ def read_config(path: Any) -> Config:
         values = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: Expected a text in UTF-8. Got a byte that is none at position {error.start}.") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise ConfigError(f"{path}: Expected TOML. Got something else: {error}. See `bnnp config` for an example.") from None
     _, problems = _checked(values)
     if problems:

@@ -157,7 +157,7 @@ def settings_from(path: Path | None, said: Sequence[str] | None, **flags: Any) -
 def _set(config: Config, name: str, value: str) -> Config:
     try:
         read = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         read = value  # a word without quotes
     section, _, key = name.partition(".")
     return Config({section: {key: read}}).over(config)

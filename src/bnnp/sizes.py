@@ -14,10 +14,12 @@ import numpy as np
 
 from bnnp.config import Config
 from bnnp.data.collection import Collection
+from bnnp.data.lazy import LAZY_BYTES
 
-__all__ = ["Chosen", "candidates", "choose_settings", "roughness"]
+__all__ = ["Chosen", "candidates", "choose_settings", "choose_shares", "roughness"]
 
 LOOKED_AT = 100
+"""Of a collection that does not fit in memory so many tasks are looked at."""
 MAX_POINTS = 200
 """More points of a task than this are not seen in one step."""
 SECONDS = 200.0
@@ -45,7 +47,9 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
         num_train: how many of them are learned from.
         config: what a person said.
     """
-    look = [collection[int(i)] for i in np.linspace(0, len(collection) - 1, min(len(collection), LOOKED_AT)).round()]
+    # A gap or a number that is no count is often in one task only: all are looked at where they fit in memory.
+    count = len(collection) if collection.nbytes <= LAZY_BYTES else min(len(collection), LOOKED_AT)
+    look = [collection[int(i)] for i in np.linspace(0, len(collection) - 1, count).round()]
     points = float(np.median(collection.sizes))
     reasons: list[str] = []
     model, why = _network(collection, look, num_train * points, config)
@@ -66,7 +70,7 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
     if config.get("training.steps") is None:
         reasons.append(f"steps = {steps}: a few minutes on two cores")
     steps = config.get("training.steps") or steps
-    rest = Config({"training": {"steps": steps, "checkpoint_every": max(1, steps // 20)}, "split": _shares(collection)})
+    rest = Config({"training": {"steps": steps, "checkpoint_every": max(1, steps // 20)}, "split": choose_shares(collection, config)})
     free = not any(config.get(name) for name in ("model.activation", "model.input_scale", "training.learning_rate"))
     trial = steps // 6 if free and steps >= 1000 and config.over(rest).get("split.validation") > 0 else 0
     if trial and config.get("training.trial_steps") is None:
@@ -125,18 +129,18 @@ def roughness(tasks: Sequence[Any], seed: int = 0) -> float | None:
     return float(np.clip(1.5 * 1.18 * math.sqrt(whole.shape[1] + 1) / max(h, 1e-9), 1.0, 60.0))
 
 
-def _shares(collection: Collection) -> dict[str, Any]:
-    """Return how much is held out: less where there is little."""
+def choose_shares(collection: Collection, config: Config) -> dict[str, Any]:
+    """Return how much is held out, as `config` says or else by their number: less where there is little."""
     count = len(collection)
     share = 0.15 if count >= 20 else 0.2
     test = share if count >= 4 else 0.34 if count == 3 else 0.0  # of three tasks, one
-    return {"validation": share if count >= 5 else 0.0, "test": test, "seed": 0}
+    return {"validation": share if count >= 5 else 0.0, "test": test, "seed": 0} | config.section("split")
 
 
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
     reasons: list[str] = []
     hidden = [32, 32] if total < 1000 else [64, 64]
-    rough = roughness(look)
+    rough = roughness([look[int(i)] for i in np.linspace(0, len(look) - 1, min(len(look), LOOKED_AT)).round()])
     scale = 3.0 if rough is None else float(f"{rough:.2g}")
     model: dict[str, Any] = {
         "hidden": hidden,
@@ -173,7 +177,7 @@ def _likelihood(collection: Collection, look: list[Any]) -> tuple[str, str]:
         levels = len(next(iter(labels.values())))
         return ("bernoulli", "two labels") if levels == 2 else ("categorical", f"{levels} labels")
     values = np.concatenate([y[mask] for _, y, mask in look])
-    if len(values) and set(np.unique(values)) <= {0.0, 1.0}:
+    if len(values) and bool(((values == 0) | (values == 1)).all()):
         return "bernoulli", "outputs are 0 and 1"
     counts = len(values) > 0 and bool((values >= 0).all()) and bool((values == values.round()).all())
     if counts and collection.y_dim == 1 and np.median(values) < 10 and len(np.unique(values)) > 2:

@@ -32,7 +32,7 @@ from bnnp.seeds import check_count, seeded
 from bnnp.settings import Settings, context_range
 from bnnp.tasks import Task, TaskBatch, collate, split
 
-__all__ = ["TrainResult", "TrainState", "TrainingError", "meta_train"]
+__all__ = ["TrainResult", "TrainState", "TrainingError", "check_run", "meta_train"]
 
 MAX_BAD_STEPS = 10
 
@@ -182,6 +182,27 @@ def meta_train(
     if checkpoint is not None:
         run.resume(*checkpoint)
     return run.loop(keep)
+
+
+def check_run(
+    model: BNNP,
+    tasks: Sequence[Any],
+    validation: Sequence[Any] | None,
+    *,
+    objective: str,
+    context: tuple[float, float] | tuple[int, int],
+    max_points: int | None,
+    shrinkage: float,
+    seed: int,
+) -> None:
+    """Raise what `meta_train` would raise of these before its first step; the model is of no other use then."""
+    settings = Settings(
+        objective, 1.0, 1, 1, 1, 1.0, 1.0, context_range(context), 0, 0, None, False, seed, 1, 1, shrinkage=shrinkage, max_points=max_points
+    )  # fmt: skip
+    train, held_out = read_collections(model, tasks, validation, seed)
+    check_contexts(train, held_out, settings)
+    _check_model(model, settings)
+    model.fit_scaling(looked_at(train))
 
 
 def _check_model(model: BNNP, settings: Settings) -> None:

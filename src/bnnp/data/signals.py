@@ -6,6 +6,7 @@ held out.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -102,13 +103,19 @@ def read_signals(
     spans = _observed(spans, slow, notes)
     if not spans:
         raise ValueError(f"Expected at least one {made['task']} with samples. Got none. {' '.join(notes)}")
-    overlap = max((sum(b.start < a.stop for b in spans[i + 1 : i + 50] if b.part is a.part) for i, a in enumerate(spans)), default=0)
+    overlap = max(map(_reach, ([span for span in spans if span.part is part] for part in parts)))
     names = [span.name for span in spans]
     return Collection(
         lambda i: spans[i].read(), [span.stop - span.start for span in spans], names, (Column("time", "s"),),
         tuple(Column(name, made["units"][name]) for name in made["names"]), made, tuple(notes), mark, True,
         [span.part.record.name for span in spans], slow, overlap,
     )  # fmt: skip
+
+
+def _reach(spans: Sequence[_Span]) -> int:
+    """Return how many spans after it a span shares samples with, at most; they come in the order of their starts."""
+    starts = [span.start for span in spans]
+    return max((bisect_left(starts, span.stop) - i - 1 for i, span in enumerate(spans)), default=0)
 
 
 def _finite(seconds: float) -> float | None:

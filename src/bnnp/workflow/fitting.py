@@ -24,8 +24,8 @@ from bnnp.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from bnnp.networks import BNNP
 from bnnp.priors import Prior
 from bnnp.runs import RECORD, Run, read_record, write_record
-from bnnp.sizes import candidates, choose_settings
-from bnnp.training import TrainResult, meta_train
+from bnnp.sizes import candidates, choose_settings, choose_shares
+from bnnp.training import TrainResult, check_run, meta_train
 
 __all__ = ["Fit", "build_model", "fit", "plan", "resume"]
 
@@ -96,8 +96,7 @@ def plan(collection: Collection, config: Config | None = None, path: str | None 
                     f"Expected {side} {row['name']!r} to vary. Got {row['min']:g} at every point looked at. Leave it out: "
                     f"name the {side}s without it."
                 )
-    first = choose_settings(collection, len(collection), config).config  # for the shares; the number of training tasks follows from them
-    split = first.section("split")
+    split = choose_shares(collection, config)
     division = divide(collection, split["validation"], split["test"], split["seed"])
     chosen = choose_settings(collection, len(division.train), config)
     return Fit(collection, description, division, chosen.config, chosen.reasons, path)
@@ -147,7 +146,7 @@ def fit(
     folder = Path(out)
     _check_room(folder, fresh)
     planned = plan(source, config, path)
-    build_model(source.x_dim, source.y_dim, planned.config)  # before anything is written: it may refuse
+    _check(planned)
     if announce is not None:
         announce(planned)
     _make_room(folder)
@@ -180,6 +179,14 @@ def resume(folder: str | os.PathLike[str], source: Collection, *, progress: bool
     return _train(folder, train, validation, config, progress)
 
 
+def _check(planned: Fit) -> None:
+    """Refuse before anything is written, and an older run is thrown away, what could not be trained on."""
+    settings, held_out = planned.config.section("training"), planned.part("validation")
+    model = build_model(planned.collection.x_dim, planned.collection.y_dim, planned.config)
+    own: dict[str, Any] = {name: settings.get(name) for name in ("objective", "shrinkage", "max_points", "seed")}
+    check_run(model, planned.part("train"), held_out if len(held_out) else None, context=tuple(settings["context"]), **own)
+
+
 def _check_room(folder: Path, fresh: bool) -> None:
     """Check that a run can go into the folder."""
     if folder.exists() and not folder.is_dir():
@@ -196,11 +203,11 @@ def _check_room(folder: Path, fresh: bool) -> None:
 def _make_room(folder: Path) -> None:
     """Make the folder; throw away what an earlier run left there, and nothing else."""
     if (folder / RECORD).exists():
-        (folder / RECORD).unlink()
-        for own in [folder / "model.json", folder / "config.toml", *folder.glob("model-*.safetensors")]:
-            own.unlink(missing_ok=True)
         for own in (folder / "fit", folder / "trials"):
             shutil.rmtree(own, ignore_errors=True)
+        # The record goes last: a folder with a model and no record is not ours to throw away.
+        for own in [folder / "model.json", folder / "config.toml", *folder.glob("model-*.safetensors"), folder / RECORD]:
+            own.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -241,7 +248,7 @@ def _learn(
 def _tried(folder: Path, train: Collection, validation: Collection, config: Config, progress: bool) -> Config:
     """Return the settings with the best of a few networks, each trained briefly; written down, so that it is done once."""
     steps, record = config.get("training.trial_steps", 0), read_record(folder)
-    if not steps or "trials" in record:
+    if not steps or not len(validation) or "trials" in record:
         return config
     trials, networks = [], candidates(config.get("model.input_scale"))
     for i, candidate in enumerate(networks):

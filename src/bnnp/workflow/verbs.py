@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,12 +91,19 @@ def again(record: Mapping[str, Any], source: Any = None) -> Collection:
     Raises:
         FileNotFoundError: they are not there any more.
     """
-    path = record["data"].get("path") if source is None else source
+    own = record["data"].get("path")
+    path = own if source is None else source
     if path is None:
         raise FileNotFoundError("Expected the data of this fit, which were in memory and not in a file. Got none. Give them.")
-    if isinstance(path, str) and source is None and not Path(path).exists() and not Path(f"{path}.hea").exists():
+    if source is None and not (Path(path).exists() or Path(f"{path}.hea").exists() or glob.glob(path)):
         raise FileNotFoundError(f"Expected the data of this fit at {path}. Got nothing there. Say where they are now.")
-    return read(path, recipe=record["recipe"])
+    return read(path, recipe=record["recipe"], **_said_of(record))
+
+
+def _said_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was said of how a table is written: no part of its recipe, but needed to read the data of the fit again."""
+    said = record.get("config", {}).get("data", {}) if record["recipe"].get("kind") == "table" else {}
+    return {name: said[name] for name in ("delimiter", "encoding", "drop_missing_inputs") if name in said}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +134,7 @@ def judged(run: Run, source: Any = None, learned_from: Any = None, **choices: An
         FileNotFoundError: there are no such data.
         ValueError: nothing was held out of them.
     """
-    record = {"data": run.data, "recipe": run.recipe}
+    record = {"data": run.data, "recipe": run.recipe, "config": run.config}
     source = learned_from if source is None and not any(choices.values()) else source
     said = {name: value for name, value in choices.items() if value is not None}
     tasks = again(record, source) if not said else read(run.data.get("path") if source is None else source, recipe=run.recipe, **said)
