@@ -1,9 +1,10 @@
 """The pages tell the truth: every Python block runs, and every command of ours; what they are said to print is what they print.
 
 The blocks of one page share a namespace and run in order in an empty folder. Console blocks of docs/ run where each of their commands is
-one of `bnnp`; a `fit` that says nothing of its steps takes three. A block that cannot run says why, in a comment on a line of its own above it:
-`<!-- not run: needs a GPU -->`. A block of text that is said to be printed, `<!-- printed -->` above it, is looked for in what the blocks
-before it printed. Links lead somewhere, the site has a place for every page and every public name, and it needs nothing from outside.
+one of `bnnp`; a `fit` that says nothing of its steps takes three. A block that cannot run says why, in a comment on a line of its own
+above it: `<!-- not run: needs a GPU -->`. A block of text that is said to be printed, `<!-- printed -->` above it, is looked for in what
+the blocks before it printed. Links lead somewhere, the site has a place for every page and every public name, and it needs nothing from
+outside.
 """
 
 from __future__ import annotations
