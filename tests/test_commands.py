@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import bnnp
 from bnnp import cli
-from bnnp.console import expanded
+from bnnp.console import expanded, give
 from bnnp.runs import Run
 
 runner = CliRunner()
@@ -255,6 +256,54 @@ def test_how_a_table_is_written_is_said_once(tmp_path: Path) -> None:
     assert told("resume", tmp_path / "m", "--quiet")["status"] == "done"
 
 
+def test_a_file_that_grew_is_judged_on_what_is_new(fitted: Path, tmp_path: Path) -> None:
+    """What the model learned from is left out, whether the file is the fit's own or another with the same tasks in it."""
+    data, more = fitted.parent / "data.csv", write_table(tmp_path / "more.csv", 3, seed=9, first=200)
+    division = Run.open(fitted).division
+    (tmp_path / "all.csv").write_text(data.read_text() + more.read_text().split("\n", 1)[1])
+    said = told("evaluate", fitted, tmp_path / "all.csv", "--samples", 2)
+    assert said["shares"]["0.1"]["num_tasks"] == len(division["test"]) + 3 and "without 10" in said["how"]
+    lines = data.read_text().splitlines(keepends=True)
+    (tmp_path / "seen.csv").write_text("".join(line for line in lines if line.split(",")[0] in {"patient", *division["train"]}))
+    result = bnnp_("evaluate", fitted, tmp_path / "seen.csv")
+    assert result.exit_code == 2 and "all of which it learned from" in result.stderr
+    other = write_table(tmp_path / "other.csv", 12, seed=9)
+    assert told("evaluate", fitted, other, "--samples", 2)["shares"]["0.1"]["num_tasks"] == 12, "other tasks may have the same names"
+
+
+def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    give(True, {"a": float("nan"), 2: [np.float32(1.5), np.int64(3), (np.inf, None, Path("x"))], "b": np.bool_(True)}, lambda: None)
+    text = capsys.readouterr().out
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "2": [1.5, 3, [None, None, "x"]], "b": True}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are of POSIX")
+def test_a_reader_that_has_seen_enough_and_a_terminal_without_letters(fitted: Path) -> None:
+    command = [sys.executable, "-m", "bnnp", "evaluate", str(fitted), "--samples", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert found.returncode == 0 and "\\xb1" in found.stdout
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    assert child.wait() == 0 and child.stderr.read() == b""
+    child.stderr.close()
+
+
+def test_a_table_that_is_too_wide_says_what_it_leaves_out(oddly: Path) -> None:
+    text = bnnp_("predict", oddly, oddly.parent / "bare.csv", oddly.parent / "bare.csv", "--samples", 2).stdout
+    assert "a_std_epistemic" in text and "not shown: " in text and max(map(len, text.splitlines()[:10])) <= 100
+
+
+def test_ctrl_c_before_there_is_a_run_names_none(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bnnp.workflow.verbs.open_data", stopped)
+    result = bnnp_("fit", fitted.parent / "data.csv", *COLUMNS, "--out", tmp_path / "m")
+    assert result.exit_code == 130 and "Stopped." in result.stderr and "resume" not in result.stderr
+
+
 def test_a_stopped_fit_goes_on(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, learn = fitted.parent / "data.csv", bnnp.training._Run._objective  # type: ignore[attr-defined]
 
@@ -396,14 +445,12 @@ def test_a_folder_that_cannot_be_written_to(folder: str, fitted: Path, tmp_path:
 @pytest.mark.skipif(sys.platform == "win32" or os.name != "posix", reason="limits of files are of POSIX")
 def test_a_full_disk_leaves_what_was_there(fitted: Path, tmp_path: Path) -> None:
     """With files limited to 4 KB, which is what a full disk looks like from inside: the old model stays, and resume goes on later."""
-    import subprocess
-
     data = fitted.parent / "data.csv"
     command = ["fit", str(data), *COLUMNS, *TINY, "--out", str(tmp_path / "m"), "--quiet"]
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY)); "
-        "from bnnp.cli import app; from bnnp.console import expanded; app(args=expanded(sys.argv[1:]))"
+        "from bnnp.cli import app; from bnnp.console import expanded, give; app(args=expanded(sys.argv[1:]))"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", code, *map(str, command)], env=env, capture_output=True, text=True)

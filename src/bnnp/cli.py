@@ -6,6 +6,7 @@ wrong request (data, settings, a path), 70 a fault of this program, 130 stopped 
 
 from __future__ import annotations
 
+import io
 import platform
 import sys
 from enum import StrEnum
@@ -118,6 +119,9 @@ register(app)
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no "±" gets another sign, and not an error
+            stream.reconfigure(errors="backslashreplace")
     app(args=expanded(sys.argv[1:]))
 
 

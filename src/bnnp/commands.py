@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.markup import escape
 
 from bnnp.checkpoint import write_atomically
 from bnnp.config import Config, read_config
-from bnnp.console import ask, give, numbers, settings_from, table, told
+from bnnp.console import ask, give, numbers, quoted, settings_from, table, told
 from bnnp.data.collection import Collection
 from bnnp.explorer import explore as serve
 from bnnp.plots import save_figure
@@ -100,7 +101,7 @@ def fit(
 ) -> None:  # fmt: skip
     """Learn a prior from the tasks of a file. Stopped or killed, it goes on with `bnnp resume`."""
     torch.set_num_threads(1)  # many small factorisations are slower with two
-    with told(as_json, f"Stopped. Go on with: bnnp resume {out}"):
+    with told(as_json, folder=out):
         chosen = _settings(config, said, task=task, inputs=inputs, outputs=outputs, order=order, window=_length(window),
                            stride=_length(stride), leads=leads, rate=rate, names=names, training__steps=steps,
                            training__seed=seed)  # fmt: skip
@@ -130,7 +131,7 @@ def _told_of(run: Run) -> dict[str, Any]:
 
 
 def _show_fit(run: Run, data: str) -> None:
-    result, out, folder = _told_of(run)["result"], ask(), run.folder
+    result, out, folder = _told_of(run)["result"], ask(), quoted(run.folder)
     scored = "" if result["best_score"] is None else f", {result['best_score']:.4g} nats per held-out target"
     out.print(f"Learned in {result['seconds']:.0f} s; the step kept is {result['best_step']}{scored}.", markup=False)
     if result["skipped"]:
@@ -148,7 +149,7 @@ def resume(model: Model, data: Annotated[str | None, typer.Argument(help="The da
            as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Go on with a fit that was stopped or killed, to the result it would have had."""
     torch.set_num_threads(1)
-    with told(as_json, f"Stopped. Go on with: bnnp resume {model}"):
+    with told(as_json, folder=model):
         run = verbs.resume(model, data, progress=not quiet)
         give(as_json, _told_of(run), lambda: _show_fit(run, data or ""))
 
@@ -197,7 +198,11 @@ def _give_answer(said: Any, out: Path | None, as_json: bool) -> None:
         if out is None:
             few = 20
             shown = [[_cell(values[i]) for values in columns.values()] for i in range(min(rows, few))]
-            table("", list(columns), shown)
+            wide = np.cumsum([3 + max(map(len, (name, *cells))) for name, *cells in zip(columns, *shown, strict=True)])
+            fits = max(1, int((wide <= ask().width - 2).sum()))
+            table("", list(columns)[:fits], [row[:fits] for row in shown])
+            if fits < len(columns):
+                ask().print(f"(not shown: {', '.join(list(columns)[fits:])}; --out FILE writes all)", markup=False)
             if rows > few:
                 ask().print(f"({rows - few} more rows; --out FILE writes all)", markup=False)
         else:
@@ -212,7 +217,7 @@ def _give_answer(said: Any, out: Path | None, as_json: bool) -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def sample(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 from rich import box
 from rich.console import Console
@@ -22,7 +24,7 @@ from bnnp.config import Config, ConfigError, read_config
 from bnnp.evaluation import Evaluation
 from bnnp.training import TrainingError
 
-__all__ = ["DONE", "FAILED", "FAULT", "STOPPED", "WRONG", "ask", "expanded", "give", "numbers", "settings_from", "table", "told"]
+__all__ = ["DONE", "FAILED", "FAULT", "STOPPED", "WRONG", "ask", "expanded", "give", "numbers", "quoted", "settings_from", "table", "told"]
 
 DONE, FAILED, WRONG, FAULT, STOPPED = 0, 1, 2, 70, 130
 NARROWEST = 100  # columns of text in a file or pipe, and at least in a terminal: a cut number is worse than a wrapped line
@@ -56,14 +58,21 @@ def _is_file(word: str) -> bool:
 
 
 @contextmanager
-def told(as_json: bool = False, stopped: str = "Stopped.") -> Iterator[None]:
-    """Turn what goes wrong into one message and an exit code; a fault of the program itself says so."""
+def told(as_json: bool = False, stopped: str = "Stopped.", folder: Path | None = None) -> Iterator[None]:
+    """Turn what goes wrong into one message and an exit code; a fault of the program itself says so.
+
+    Arguments:
+        as_json: print the message as JSON too.
+        stopped: what to say after Ctrl-C.
+        folder: of a run that can be gone on with, once there is a record in it.
+    """
     try:
         yield
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:
-        _say("Stopped", f"\n{stopped}", as_json)
+        again = f" Go on with: bnnp resume {quoted(folder)}" if folder is not None and (folder / "run.json").exists() else ""
+        _say("Stopped", f"\n{stopped}{again}", as_json)
         raise typer.Exit(STOPPED) from None
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = open(os.devnull, "w")
@@ -86,6 +95,11 @@ def told(as_json: bool = False, stopped: str = "Stopped.") -> Iterator[None]:
         raise typer.Exit(FAULT) from None
 
 
+def quoted(path: Path | str | None) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def _ours(error: BaseException) -> bool:
     return isinstance(error, ConfigError) or "Expected" in str(error)
 
@@ -99,14 +113,33 @@ def _say(kind: str, words: str, as_json: bool) -> None:
 def give(as_json: bool, value: Any, show: Callable[[], None]) -> None:
     """Print a result: as JSON, or for people."""
     if as_json:
-        typer.echo(json.dumps(value, indent=1, default=str))
+        typer.echo(json.dumps(_plain(value), indent=1, default=str))
     else:
         show()
 
 
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: it knows no NaN, and no numbers of NumPy."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Quiet(Console):
+    """Go on without a word where whoever read our output has seen enough: what is under way is not less wanted."""
+
+    def on_broken_pipe(self) -> None:
+        """Print to nowhere from here on."""
+        self.quiet = True
+        sys.stdout = open(os.devnull, "w")
+
+
 def ask() -> Console:
     """Return where results for people go."""
-    return Console(highlight=False, width=max(Console().width, NARROWEST))
+    return _Quiet(highlight=False, width=max(Console().width, NARROWEST))
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

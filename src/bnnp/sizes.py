@@ -59,8 +59,8 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
     if most is not None and config.get("training.max_points") is None:
         reasons.append(f"max_points = {most}: tasks have up to {max(collection.sizes)} points, and a step need not see them all")
     low = float(np.clip(2 / seen, 0.02, 0.1))
-    training: dict[str, Any] = {"context": [round(low, 3), 0.6], "learning_rate": 0.01, "final_learning_rate": 1e-4, "batch_size": 5}
-    training |= {"num_samples": 4, "objective": "pp_avi", "seed": 0} | ({} if most is None else {"max_points": most})
+    training: dict[str, Any] = {"context": [round(low, 3), 0.6], "learning_rate": 0.01, "final_learning_rate": 1e-4, "batch_size": 8}
+    training |= {"num_samples": 2, "objective": "pp_avi", "seed": 0} | ({} if most is None else {"max_points": most})
     shrinkage = next((value for count, value in ((10, 0.1), (40, 0.03), (100, 0.01)) if num_train <= count), 0.0)
     training["shrinkage"] = shrinkage
     if shrinkage > 0 and config.get("training.shrinkage") is None:
@@ -83,7 +83,7 @@ def candidates(input_scale: float) -> tuple[dict[str, Any], ...]:
     """Return networks that a fit tries briefly before it trains one: none of them is best on all data."""
     return (
         {"activation": "sine", "input_scale": input_scale, "learning_rate": 0.01},
-        {"activation": "tanh", "input_scale": max(3.0, round(input_scale / 2, 1)), "learning_rate": 0.03},
+        {"activation": "tanh", "input_scale": max(3.0, round(input_scale / 2, 1)), "learning_rate": 0.01},
     )
 
 
@@ -139,17 +139,18 @@ def choose_shares(collection: Collection, config: Config) -> dict[str, Any]:
 
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
     reasons: list[str] = []
-    hidden = [32, 32] if total < 1000 else [64, 64]
+    hidden = [32, 32] if total < 1000 else [64, 64] if total < 20_000 else [64, 128]
     rough = roughness([look[int(i)] for i in np.linspace(0, len(look) - 1, min(len(look), LOOKED_AT)).round()])
     scale = 3.0 if rough is None else float(f"{rough:.2g}")
     model: dict[str, Any] = {
         "hidden": hidden,
         "prior": "matrix_normal",
-        "spread": 0.9,
+        "net_hidden": [32, 32],
+        "spread": 0.95,
         "input_scale": scale,
         "activation": "sine" if collection.x_dim <= 2 else "tanh",
         "shared_noise": True,
-        "factor_dtype": "float64",
+        "factor_dtype": "float32",
     }
     if config.get("model.hidden") is None:
         reasons.append(f"hidden = {hidden}: there are about {total:.0f} points to learn from")
@@ -161,6 +162,8 @@ def _network(collection: Collection, look: list[Any], total: float, config: Conf
         reasons.append("missing_outputs = true: some points have a part of their outputs only")
     likelihood, why = _likelihood(collection, look)
     model["likelihood"] = likelihood
+    if config.get("model.likelihood", likelihood) == "gaussian":
+        model["noise_std"] = 0.3
     if likelihood == "categorical":
         model["classes"] = len(next(iter(collection.recipe["labels"].values())))
     if config.get("model.likelihood") is None:
@@ -200,9 +203,9 @@ def _fine(look: list[Any]) -> bool:
 def _steps(config: Config, collection: Collection, seen: float) -> int:
     """Return a number of steps that takes a few minutes.
 
-    What a step costs was measured at (64, 64), five tasks and eight particles: so much whatever happens, and so much for each point.
+    What a step costs was measured at (64, 64), eight tasks and two particles: so much whatever happens, and so much for each point.
     """
-    wide = max(max(config.get("model.hidden"), default=1) / 64, 0.5) ** 2
-    load = config.get("training.batch_size") * config.get("training.num_samples") / 40
-    step = 0.02 + 6e-4 * seen * max(wide, 1.0) * load * collection.y_dim**0.5
+    wide = max(max(config.get("model.hidden"), default=1) / 64, 1.0) ** 0.5
+    load = config.get("training.batch_size") * config.get("training.num_samples") / 16
+    step = 0.013 + 3e-4 * seen * wide * load * collection.y_dim**0.5
     return int(np.clip(round(SECONDS / step, -2), 1000, 4000))

@@ -142,7 +142,7 @@ def predict(
         predictive = posterior.predict(_padded(xs))
         for name, values in _said(run, predictive, levels).items():
             columns.setdefault(name, []).extend(np.asarray(row)[: len(x)] for row, x in zip(values, xs, strict=True))
-        far = predictive.distance_x.cpu().numpy()
+        far = predictive.distance_x.cpu().double().numpy()
         distances.extend(row[: len(x)] for row, x in zip(far, xs, strict=True))
     names = {name: free(name, [column.name for column in targets.inputs]) for name in columns}
     named = {names[name]: tuple(parts) for name, parts in columns.items()}
@@ -169,15 +169,42 @@ def _said(run: Run, predictive: Predictive, levels: Sequence[float]) -> dict[str
 
 def _labels(run: Run, predictive: Predictive) -> dict[str, Any]:
     """Return for each output of labels the most probable one, and the probability of each."""
-    p, likelihood = predictive.probs.cpu().double().numpy(), run.model.likelihood
-    of_each = [p] if isinstance(likelihood, Categorical) else [np.stack([1 - p[..., j], p[..., j]], -1) for j in range(p.shape[-1])]
     said: dict[str, Any] = {}
-    for column, own in zip(run.outputs, of_each, strict=True):
-        known = (run.recipe.get("labels") or {}).get(column.name)
-        names = [str(name) for name in known] if known else [str(k) for k in range(own.shape[-1])]
-        said[column.name] = np.asarray(names, dtype=object)[own.argmax(-1)]
-        said |= {f"{column.name}_p_{name}": own[..., k] for k, name in enumerate(names)}
+    for column, p in zip(run.outputs, _of_each(run, predictive.probs.cpu().double().numpy()), strict=True):
+        names = _levels(run, column)
+        said[column.name] = np.asarray(names, dtype=object)[p.argmax(-1)]
+        said |= {f"{column.name}_p_{name}": p[..., k] for k, name in enumerate(names)}
     return said
+
+
+def _of_each(run: Run, p: FloatArray) -> list[FloatArray]:
+    """Return the probabilities of the labels of each output, with shape (..., K)."""
+    if isinstance(run.model.likelihood, Categorical):
+        return [p]
+    return [np.stack([1 - p[..., j], p[..., j]], -1) for j in range(p.shape[-1])]
+
+
+def _levels(run: Run, column: Column) -> list[str]:
+    likelihood = run.model.likelihood
+    known = (run.recipe.get("labels") or {}).get(column.name)
+    return [str(name) for name in known or range(likelihood.classes if isinstance(likelihood, Categorical) else 2)]
+
+
+def _drawn(run: Run, drawn: FloatArray, noisy: bool) -> dict[str, tuple[str, Any]]:
+    """Return for each column of draws (n, T, M, d) its unit, and its values with shape (T, M); of labels, draws are of probabilities."""
+    found: dict[str, tuple[str, Any]] = {}
+    for i, draw in enumerate(drawn):
+        labels = run.model.likelihood.labels
+        of_each = _of_each(run, draw) if labels and not noisy else [draw[..., j] for j in range(draw.shape[-1])]
+        for column, values in zip(run.outputs, of_each, strict=True):
+            name = f"{column.name}_sample{i + 1}"
+            if labels and not noisy:
+                found |= {f"{name}_p_{level}": ("", values[..., k]) for k, level in enumerate(_levels(run, column))}
+            elif labels:
+                found[name] = ("", np.asarray(_levels(run, column), dtype=object)[values.astype(int)])
+            else:
+                found[name] = (column.unit, values)
+    return found
 
 
 def _far(distance: FloatArray) -> str:
@@ -197,7 +224,7 @@ def sample(
         contexts: what was observed; None for draws from the prior.
         targets: where to draw.
         n: number of functions.
-        noisy: draw observations instead of functions.
+        noisy: draw observations instead of functions; of labels, labels instead of their probabilities.
         num_samples: particles.
         seed: of the draws.
     """
@@ -206,11 +233,10 @@ def sample(
     inputs = [column.name for column in targets.inputs]
     for posterior, xs, at in posteriors(run, contexts, targets, max(num_samples, n), seed):
         drawn = posterior.predict(_padded(xs)).sample(n, noisy=noisy, seed=seed + at[0]).cpu().double().numpy()
-        for j, column in enumerate(run.outputs):
-            for i in range(n):
-                name = free(f"{column.name}_sample{i + 1}", inputs)
-                units[name] = column.unit
-                columns.setdefault(name, []).extend(row[: len(x), j] for row, x in zip(drawn[i], xs, strict=True))
+        for said, (unit, values) in _drawn(run, drawn, noisy).items():
+            name = free(said, inputs)
+            units[name] = unit
+            columns.setdefault(name, []).extend(row[: len(x)] for row, x in zip(values, xs, strict=True))
     return Answer(targets, {name: tuple(parts) for name, parts in columns.items()}, ("",) * len(targets), units)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from bnnp.checkpoint import sweep, write_atomically
 from bnnp.config import Config
 from bnnp.data.collection import Collection, Description, Division, divide
-from bnnp.likelihoods import LIKELIHOODS, Categorical, Likelihood
+from bnnp.likelihoods import LIKELIHOODS, Categorical, Gaussian, Likelihood
 from bnnp.networks import BNNP
 from bnnp.priors import Prior
 from bnnp.runs import RECORD, Run, read_record, write_record
@@ -109,7 +109,10 @@ def build_model(x_dim: int, y_dim: int, config: Config) -> BNNP:
     classes, dtype = own.pop("classes", None), own.pop("dtype", "float32")
     if kind is Categorical and classes is None:
         raise ValueError("Expected model.classes with a categorical likelihood. Got none. Set it to the number of labels.")
-    likelihood: Likelihood = kind(classes) if kind is Categorical else kind()
+    noise = {"noise_std": own.pop("noise_std")} if own.get("noise_std") is not None else {}
+    if noise and kind is not Gaussian:
+        raise ValueError(f"Expected model.noise_std with a gaussian likelihood only. Got likelihood {kind.__name__.lower()}. Leave it out.")
+    likelihood: Likelihood = kind(classes) if kind is Categorical else kind(**noise)
     prior = Prior(own.pop("prior"), **{key: own.pop(key) for key in ("spread", "input_scale", "fraction") if key in own})
     model = BNNP(x_dim, y_dim, prior=prior, likelihood=likelihood, seed=config.get("training.seed", 0), **own)
     return model.double() if dtype == "float64" else model

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bnnp.config import Config
-from bnnp.data.collection import Collection
+from bnnp.data.collection import Collection, Triple
 from bnnp.data.opening import kind_of, only_file, read
 from bnnp.data.sources import open_dataset
 from bnnp.data.table import read_points
@@ -122,7 +122,7 @@ class Judged:
 
 
 def judged(run: Run, source: Any = None, learned_from: Any = None, **choices: Any) -> Judged:
-    """Return the tasks to judge a model on: those held out of its own source, or all of another one.
+    """Return the tasks to judge a model on: those held out of its own source, or those of another one that it has not seen.
 
     Arguments:
         run: the model.
@@ -132,7 +132,7 @@ def judged(run: Run, source: Any = None, learned_from: Any = None, **choices: An
 
     Raises:
         FileNotFoundError: there are no such data.
-        ValueError: nothing was held out of them.
+        ValueError: nothing was held out of them, or the model has seen all of them.
     """
     record = {"data": run.data, "recipe": run.recipe, "config": run.config}
     source = learned_from if source is None and not any(choices.values()) else source
@@ -146,14 +146,43 @@ def judged(run: Run, source: Any = None, learned_from: Any = None, **choices: An
             )
         test = run.part("test", tasks)
         return Judged(test, run.part("train", tasks), f"{len(test)} tasks held out of the same data: {run.division['how']}")
-    train: Collection | None = None
+    own: Collection | None = None
     try:
-        train = run.part("train", again(record, learned_from))
+        own = again(record, learned_from)
+        train = run.part("train", own)
     except (FileNotFoundError, ValueError):
         if learned_from is not None:
             raise
-        # Otherwise the model is judged all the same, without rivals that have to learn.
-    return Judged(tasks, train, f"{len(tasks)} tasks of another source, all of them new")
+        train = None  # the model is judged all the same, without rivals that have to learn
+    return _new_to(run, tasks, own, train)
+
+
+def _new_to(run: Run, tasks: Collection, own: Collection | None, train: Collection | None) -> Judged:
+    """Return the tasks of another source without those that the model has seen: a file that grew still holds what it was trained on.
+
+    Raises:
+        ValueError: it has seen all of them.
+    """
+    known = {*run.division["train"], *run.division["validation"]} if run.division else set()
+    named = [i for i, name in enumerate(tasks.names) if name in known]
+    places = {} if own is None else {name: i for i, name in enumerate(own.names)}
+    seen = {i for i in named if own is not None and tasks.names[i] in places and _equal(tasks[i], own[places[tasks.names[i]]])}
+    if len(seen) == len(tasks):
+        raise ValueError(
+            f"Expected tasks that the model has not seen. Got {len(tasks)}, all of which it learned from. Judge it on other data, or on "
+            "those it did not learn from: leave the file out."
+        )
+    if seen:
+        rest = tasks.subset([i for i in range(len(tasks)) if i not in seen])
+        return Judged(rest, train, f"{len(rest)} tasks of another source, without {len(seen)} of it that the model learned from")
+    doubt = (
+        f"; {len(named)} of them have names of tasks it learned from: if they are the same, scores flatter" if named and not places else ""
+    )
+    return Judged(tasks, train, f"{len(tasks)} tasks of another source{doubt}")
+
+
+def _equal(a: Triple, b: Triple) -> bool:
+    return all(one.shape == other.shape and np.array_equal(one, other, equal_nan=True) for one, other in zip(a[:2], b[:2], strict=True))
 
 
 def evaluate(

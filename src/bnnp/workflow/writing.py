@@ -24,7 +24,15 @@ ENDINGS = (".csv", ".parquet", ".nc", ".json")
 
 def plain(table: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return columns as lists that JSON can hold; what is missing or not finite is None, and times are text."""
-    return {name: [_plain(v) for v in _kept(column).tolist()] for name, column in table.items()}
+    return {name: [_plain(v) for v in _without_times(_kept(column)).tolist()] for name, column in table.items()}
+
+
+def _without_times(values: Any) -> Any:
+    """Return times as text, None where there is none."""
+    if values.dtype.kind not in "mM":
+        return values
+    texts = np.datetime_as_string(values, unit="auto") if values.dtype.kind == "M" else values.astype(str)
+    return np.where(np.isnat(values), None, texts.astype(object))
 
 
 def _plain(value: Any) -> Any:
@@ -61,8 +69,9 @@ def write_table(path: str | os.PathLike[str], table: Mapping[str, Any], units: M
         xarray = _package("xarray", "grid")
         columns = {}
         for name, new in _allowed(table).items():
-            said = {"units": (units or {}).get(name, "")} | ({} if new == name else {"long_name": name})
-            columns[new] = ("row", _texts(_kept(table[name])), said)
+            values = _texts(_kept(table[name]))
+            said = {} if values.dtype.kind in "mM" else {"units": (units or {}).get(name, "")}  # of times xarray writes its own
+            columns[new] = ("row", values, said | ({} if new == name else {"long_name": name}))
         write_dataset(path, xarray.Dataset(columns))
     else:
         pandas = _package("pandas", "table")
@@ -76,15 +85,11 @@ def write_table(path: str | os.PathLike[str], table: Mapping[str, Any], units: M
 
 
 def _kept(values: Any) -> Any:
-    """Return a column as numbers, truth values, or text; of text and truth values that are missing as None, of numbers as NaN."""
+    """Return a column as numbers, truth values, times, or text; of text and truth values what is missing is None, of numbers NaN."""
     values = np.asarray(values)
-    if values.dtype.kind in "mM":
-        missing = np.isnat(values)
-        values = np.datetime_as_string(values) if values.dtype.kind == "M" else values.astype(str)
-    elif values.dtype.kind == "O":
-        missing = np.array([v is None or v != v or type(v).__name__ == "NAType" for v in values], dtype=bool)
-    else:
+    if values.dtype.kind != "O":
         return values
+    missing = np.array([v is None or type(v).__name__ in ("NAType", "NaTType") or v != v for v in values], dtype=bool)
     known = values[~missing]
     if all(isinstance(v, numbers.Real) and not isinstance(v, bool | np.bool_) for v in known):
         found = np.full(len(values), np.nan)
