@@ -111,7 +111,10 @@ def test_after_any_changes_the_posterior_is_that_of_the_points_as_the_state_says
     model = model_of()
     session = session_of(model)
     for step in steps:
+        before = session.state
         applied(session, step)
+        if session.state is not before and step[0] in ("move", "remove", "paint", "refresh"):
+            assert session.state.conditioned == len(session.state.x), "only added points are updates"
     xt = torch.linspace(-2, 2, 9)[:, None].double()
     found, wanted = session.posterior().predict(xt), by_hand(model, session).predict(xt)
     torch.testing.assert_close(found.mean, wanted.mean, rtol=1e-7, atol=1e-9)
