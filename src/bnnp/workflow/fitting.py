@@ -179,7 +179,7 @@ def _check(planned: Fit) -> None:
     """Refuse before anything is written, and an older run is thrown away, what could not be trained on."""
     settings, held_out = planned.config.section("training"), planned.part("validation")
     model = build_model(planned.collection.x_dim, planned.collection.y_dim, planned.config)
-    own = {name: settings.get(name) for name in ("objective", "shrinkage", "max_points", "seed")}
+    own: dict[str, Any] = {name: settings.get(name) for name in ("objective", "shrinkage", "max_points", "seed")}
     check_run(model, planned.part("train"), held_out if len(held_out) else None, context=tuple(settings["context"]), **own)
 
 
