@@ -9,7 +9,7 @@ export MPLBACKEND ?= Agg
 # Two workers halve the time of the tests; make test PARALLEL= runs them one after another.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo test test-slow bench bench-context bench-width format clean
+.PHONY: setup demo test test-slow bench bench-context bench-width docs screenshots format clean
 
 setup: .venv/.stamp
 
@@ -47,10 +47,19 @@ bench-context: setup
 bench-width: setup
 	.venv/bin/python -m benchmarks.width $(ARGS)
 
+# Needs a Chromium.
+screenshots: setup
+	.venv/bin/python -m benchmarks.screenshots $(ARGS)
+
+# Into docs/_build/html, without network; a warning is an error.
+docs: setup
+	.venv/bin/python -m sphinx -W --keep-going -q -c docs -d docs/_build/doctrees . docs/_build/html $(ARGS)
+	@echo "docs/_build/html/index.html"
+
 format: setup
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output docs/_build
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

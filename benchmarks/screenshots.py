@@ -6,6 +6,7 @@ They go where the documentation shows them. Models are kept in the folder of `--
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import bnnp
 from bnnp.data.collection import Collection, Column
@@ -111,7 +113,7 @@ class Camera:
 
     def page(self, size: dict[str, int] = WIDE, scheme: str = "light") -> Any:
         """Return a fresh page of this size and colour scheme."""
-        page = self.browser.new_page(viewport=size, color_scheme=scheme, device_scale_factor=2 if size is PHONE else 1)
+        page = self.browser.new_page(viewport=size, color_scheme=scheme)
         page.goto(self.url)
         page.wait_for_selector("#numbers dt")
         return page
@@ -119,8 +121,9 @@ class Camera:
     def shoot(self, page: Any, name: str, whole: bool = False) -> None:
         """Save what a page shows once it is at rest."""
         settle(page)
-        page.screenshot(path=self.out / f"explorer-{name}.png", full_page=whole)
-        print(self.out / f"explorer-{name}.png")
+        path = self.out / f"explorer-{name}.png"
+        Image.open(io.BytesIO(page.screenshot(full_page=whole))).convert("RGB").save(path, optimize=True)
+        print(path)
 
 
 def settle(page: Any) -> None:
@@ -174,7 +177,7 @@ def of_curves(camera: Camera) -> None:
     camera.shoot(page, "drag")
     page.mouse.up()
     load_task(page, "station 03", "0.25")
-    camera.shoot(page, "task")
+    settle(page)
     page.click("#clear")
     many = [[12 * i / 999] for i in range(1000)]
     values = [[20 + 4 * float(np.sin(x[0])) + 0.5 * float(np.cos(37 * i))] for i, x in enumerate(many)]

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pygments.lexers.shell import BashLexer
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -80,6 +82,11 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
     lines[:] = escape(lines)
 
 
+def signature(app: Any, what: str, name: str, obj: Any, options: Any, given: str | None, returned: str | None) -> Any:
+    """Show a default that is made anew each time in a way that can be read as Python, so that the rest is shown as it should be."""
+    return (given.replace("<factory>", "..."), returned) if given else None
+
+
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     """Leave out the methods that scikit-learn adds to its estimators, whose pages are elsewhere."""
     return True if re.fullmatch(r"set_\w+_request", name) else None
@@ -95,5 +102,7 @@ def front_door(app: Any, exception: Exception | None) -> None:
 def setup(app: Any) -> None:
     """Register what is done to docstrings and to the finished site."""
     app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-skip-member", skip)
     app.connect("build-finished", front_door)
+    app.add_lexer("console", BashLexer)  # commands stand without a prompt, so that they can be copied

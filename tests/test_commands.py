@@ -236,6 +236,8 @@ def test_evaluate_and_diagnose(fitted: Path, tmp_path: Path) -> None:
     assert "held out" in own["how"] and own["shares"]["0.5"]["num_tasks"] == 2
     new = told("evaluate", fitted, write_table(tmp_path / "n.csv", 4, seed=5, first=50), "--samples", 4)
     assert "another source" in new["how"] and set(new["shares"]) == {"0.1", "0.3", "0.5"}
+    few = told("evaluate", fitted, tmp_path / "n.csv", "--samples", 4, "--max-tasks", 3)
+    assert few["how"].startswith("3 of the 4 tasks") and few["shares"]["0.1"]["num_tasks"] == 3
     assert "joint log density" in bnnp_("evaluate", fitted, "--samples", 4).stdout
     said = told("diagnose", fitted, tmp_path / "n.csv", "--samples", 32)
     assert len(said) == 4 and all(row["sentence"] for row in said)

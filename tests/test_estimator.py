@@ -253,3 +253,19 @@ def test_it_has_to_be_fitted_first() -> None:
         small().predict(np.ones((2, 1)))
     with pytest.raises(NotFittedError):
         small().condition(np.ones((2, 1)), np.ones(2))
+
+
+@pytest.mark.slow
+def test_a_prior_learned_from_pieces_of_one_data_set_is_too_sure() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    X, y = datasets.load_diabetes(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(X))
+    train, test = order[:300], order[300:]
+    held = BNNPRegressor(steps=300, random_state=0).fit(X[train], y[train])
+    pieces = BNNPRegressor(steps=300, random_state=0).fit(X[train], y[train], groups=np.arange(300) // 50)
+    shares = []
+    for model in (held, pieces.condition(X[train], y[train])):
+        low, high = model.predict_quantiles(X[test], (0.05, 0.95)).T
+        shares.append(np.mean((low < y[test]) & (y[test] < high)))
+    assert 0.84 < shares[0] < 0.96 and shares[1] < 0.6
+    assert held.score(X[test], y[test]) > 0.38

@@ -450,6 +450,21 @@ def test_json_is_read_strictly_and_written_without_nan() -> None:
     assert plain(np.array([[np.inf, 1.0]])) == [[None, 1.0]] and plain(float("nan")) is None
 
 
+def test_a_number_of_samples_that_cannot_be_is_refused_at_once() -> None:
+    for samples in (0, 10**6):
+        with pytest.raises(ValueError, match="samples from 1 to 512"):
+            Explorer(Run.of(model_of()), samples=samples)
+
+
+def test_values_that_vary_little_around_a_large_one_are_shown() -> None:
+    model = model_of()
+    rng = np.random.default_rng(0)
+    tasks = [(1e6 + rng.uniform(0, 100, (20, 1)), 5e5 + rng.normal(size=(20, 1))) for _ in range(6)]
+    bnnp.meta_train(model, tasks, steps=1, progress=False)
+    answer = session_of(model).answer()
+    assert len(set(answer["x"])) == GRID and np.ptp(answer["bands"][3]) >= 0 and len(set(np.round(answer["curves"][0], 6))) > GRID / 2
+
+
 def test_tasks_are_found_by_name_and_have_to_fit() -> None:
     subject = Subject(Run.of(model_of()), tasks_of(12))
     assert [row["name"] for row in subject.names("DAY 1")["tasks"]] == ["day 1", "day 10", "day 11"]

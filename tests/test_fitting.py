@@ -20,7 +20,7 @@ import bnnp.workflow.fitting
 from bnnp.config import Config
 from bnnp.data.collection import Collection, Column
 from bnnp.runs import Run, read_record
-from bnnp.sizes import choose_settings
+from bnnp.sizes import choose_settings, roughness
 from bnnp.workflow.fitting import fit, plan, resume
 
 QUICK = Config({"training": {"steps": 12, "checkpoint_every": 3, "num_samples": 2}, "model": {"hidden": [4]}})
@@ -105,23 +105,23 @@ def stopped(*_: Any, **__: Any) -> Any:
 
 
 def test_networks_are_tried_and_the_best_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped after the second trial, the fit goes on to the same choice without doing the first two again."""
+    """Stopped in the second trial, the fit goes on to the same choice."""
     tried = Config({"training": {**QUICK.section("training"), "trial_steps": 6}, "model": {"hidden": [4]}})
     whole = fit(tasks(), tmp_path / "whole", tried, progress=False)
     trials = read_record(tmp_path / "whole")["trials"]
     best = max(trials, key=lambda trial: trial["score"])
-    assert len(trials) == 3 and all(trial["score"] is not None for trial in trials)
+    assert len(trials) == 2 and all(trial["score"] is not None for trial in trials)
     assert (whole.config["model"]["activation"], whole.config["training"]["learning_rate"]) == (best["activation"], best["learning_rate"])
     assert whole.model.config["activation"] == best["activation"]
     learn, calls = bnnp.workflow.fitting.meta_train, []  # type: ignore[attr-defined]
 
-    def stop_at_third(*arguments: Any, **options: Any) -> Any:
+    def stop_at_second(*arguments: Any, **options: Any) -> Any:
         calls.append(options["folder"])
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return learn(*arguments, **options)
 
-    monkeypatch.setattr("bnnp.workflow.fitting.meta_train", stop_at_third)
+    monkeypatch.setattr("bnnp.workflow.fitting.meta_train", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         fit(tasks(), tmp_path / "stopped", tried, progress=False)
     monkeypatch.undo()
@@ -130,7 +130,7 @@ def test_networks_are_tried_and_the_best_is_trained(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("said", "steps"),
-    [({}, 100), ({"model": {"activation": "relu"}}, 0), ({"training": {"learning_rate": 0.1}}, 0), ({"split": {"validation": 0.0}}, 0)],
+    [({}, 166), ({"model": {"activation": "relu"}}, 0), ({"training": {"learning_rate": 0.1}}, 0), ({"split": {"validation": 0.0}}, 0)],
 )
 def test_what_a_person_chose_is_not_tried(said: Any, steps: int) -> None:
     config = (
@@ -198,6 +198,30 @@ def test_a_damaged_record_is_refused(damage: str, tmp_path: Path) -> None:
         path.write_text(json.dumps({k: v for k, v in record.items() if k != "recipe"}))
     with pytest.raises(ValueError, match="Expected"):
         Run.open(tmp_path)
+
+
+@pytest.mark.parametrize(("frequency", "x_dim"), [(3.0, 1), (6.0, 1), (12.0, 1), (4.0, 2)])
+def test_the_scale_follows_how_quickly_outputs_vary(frequency: float, x_dim: int) -> None:
+    """Sinusoids of twice the frequency ask for twice the scale, whatever the units of x, whatever is missing, and with noise."""
+    rng = np.random.default_rng(0)
+
+    def made(f: float, unit: float) -> list[Any]:
+        drawn = []
+        for _ in range(60):
+            x = rng.uniform(-1.7, 1.7, (120, x_dim))
+            y = np.sin(f * x[:, :1] + rng.uniform(0, 6.3)) + 0.1 * rng.normal(size=(120, 1))
+            drawn.append((unit * x, y, rng.random(y.shape) < 0.9))
+        return drawn
+
+    once, twice = roughness(made(frequency, 1.0)), roughness(made(2 * frequency, 1e3))
+    assert once is not None and twice is not None and 1.5 < twice / once < 2.6
+    # Half way from nothing to the variance a sinusoid is at f h = pi / 3; in the plane h has another direction as well.
+    expected = 1.5 * 1.18 * (x_dim + 1) ** 0.5 / (np.pi / 3 / frequency) * (1 if x_dim == 1 else 0.7)
+    assert once == pytest.approx(expected, rel=0.3)
+
+
+def test_too_few_points_say_nothing_of_the_scale() -> None:
+    assert roughness([(np.zeros((3, 1)), np.ones((3, 1)), np.ones((3, 1), bool))]) is None
 
 
 # --- what is chosen ----------------------------------------------------------------------------------------------

@@ -238,6 +238,40 @@ def test_other_variables_are_inputs_and_their_gaps_are_left_out(tmp_path: Path) 
     assert both[3][2].any(0).tolist() == [True, True] and not both[3][2].all(0)[0] and both[3][2].all(0)[1]
 
 
+def test_coordinates_on_two_dimensions_are_inputs() -> None:
+    rng = np.random.default_rng(0)
+    lat, lon = rng.normal(size=(2, 3, 4))
+    lat[1, 1] = np.nan  # a cell outside the projection
+    y = rng.normal(size=(5, 3, 4))
+    ds = xarray.Dataset({"y": (("time", "j", "i"), y)}, {"lat": (("j", "i"), lat), "lon": (("j", "i"), lon)})
+    assert any("lat, lon are on these dimensions" in note for note in read_grid(ds).notes)
+    tasks = read_grid(ds, inputs=["lat", "lon"])
+    inside = ~np.isnan(lat)
+    np.testing.assert_array_equal(tasks[2][0], np.stack([lat[inside], lon[inside]], 1))
+    np.testing.assert_array_equal(tasks[2][1][:, 0], y[2][inside])
+    x, _, _, grid = grid_points(ds.isel(time=0), tasks.recipe)
+    np.testing.assert_array_equal(grid_dataset(grid, {"z": x[:, 0]}).z.values, lat)
+
+
+def test_series_at_stations_are_tasks_over_time() -> None:
+    times = np.datetime64("2020-03-01T06:00", "ns") + np.array([0, 1, 5, 30]) * np.timedelta64(1, "h")
+    y = np.arange(8.0).reshape(4, 2)
+    ds = xarray.Dataset({"y": (("time", "station"), y)}, {"time": times, "station": ["north", "south"]})
+    tasks = read_grid(ds, task="station")
+    assert list(tasks.names) == ["north", "south"] and not tasks.ordered and str(tasks.inputs[0]) == "time [h]"
+    assert tasks[1][0].ravel().tolist() == [6, 7, 11, 36] and tasks[1][1].ravel().tolist() == [1, 3, 5, 7]
+    assert any("time is in hours since 2020-03-01 00:00" in note for note in tasks.notes)
+
+
+def test_bounds_of_cells_are_no_outputs(tmp_path: Path) -> None:
+    ds = SERIES.copy(deep=True).assign(x_bnds=(("x", "two"), np.zeros((3, 2))), time_bnds=(("time", "two"), np.zeros((4, 2))))
+    ds.x.attrs["bounds"] = "x_bnds"
+    ds.time.attrs.update(bounds="time_bnds", units="days since 2000-01-01")
+    ds.to_netcdf(tmp_path / "b.nc")
+    tasks = read_grid(tmp_path / "b.nc")
+    assert [c.name for c in tasks.outputs] == ["y"] and tasks.names[1] == "2000-01-02T00:00"
+
+
 def test_fields_without_any_output_are_left_out_and_counted() -> None:
     y = np.ones((4, 3))
     y[1] = np.nan
@@ -304,6 +338,8 @@ def test_targets_need_no_outputs_and_one_field_is_one_field(file: Path) -> None:
         x, y, mask, field = grid_points(finer, recipe)
         assert x.shape == (99, 2) and not mask.any() and np.isnan(y).all()
         assert grid_dataset(field, {"temperature_mean": x[:, 0]}).temperature_mean.attrs["units"] == "K"
+        with pytest.raises(TypeError, match="Expected an xarray Dataset or DataArray"):
+            grid_points(3, recipe)
         with pytest.raises(ValueError, match=r"Expected one field\. Got 30 along time"):
             grid_points(ds, recipe)
         assert len(read_grid(ds.drop_vars("temperature"), recipe=recipe, outputs_needed=False)) == HOURS

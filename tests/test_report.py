@@ -230,10 +230,10 @@ def test_without_rivals_there_is_no_verdict() -> None:
 
 def found(**changes: Any) -> dict[str, judging.Finding]:
     """Return what is found of a faultless model and test, but for the changes."""
-    tasks = [(np.linspace(0, 1, 5)[:, None] + 0.001 * i, np.full((5, 1), float(i))) for i in range(60)]
+    tasks = [(np.linspace(0, 1, 5)[:, None] + 0.001 * i, i + np.arange(5.0)) for i in range(60)]
     data = Collection.of(tasks, [Column("t", "h")], ["y"])
     model = bnnp.BNNP(1, 1, hidden=())
-    model.fit_scaling([bnnp.Task(torch.tensor(x), torch.tensor(y)) for x, y in tasks])
+    model.fit_scaling([bnnp.Task(torch.tensor(x), torch.tensor(y)[:, None]) for x, y in tasks])
     verdicts = [Verdict(0.1, "joint_log_density", "a", 1.0, 0.1, "ahead", "")]
     given: dict[str, Any] = {"train": data, "test": data.subset(range(20, 40)), "judged": [judged([1.0] * 20, {})], "verdicts": verdicts}
     given |= {"records": [{"step": 10 * i, "validation": 1.0, "skipped": 0} for i in range(20)], "pareto_k": torch.full((9,), 0.3)}
@@ -248,6 +248,9 @@ FAULTS: dict[str, Callable[[], dict[str, Any]]] = {
     "too cautious": lambda: {"judged": [judged([1.0] * 20, {}, **{"coverage_0.5": (0.6, 0.02)})]},
     "few test tasks": lambda: {"judged": [judged([1.0] * 9, {})]},
     "still learning": lambda: {"records": [{"step": 10 * i, "validation": 0.1 * i, "skipped": 0} for i in range(20)]},
+    "repeated values": lambda: {
+        "train": Collection.of([(np.linspace(0, 2, 9)[:, None], i * (np.arange(9.0) > 1)) for i in range(25)], ["t"], ["y"])
+    },
     "skipped steps": lambda: {"records": [{"step": 100, "validation": 1.0, "skipped": 2}]},
     "importance weights": lambda: {"pareto_k": torch.tensor([0.8, math.nan, 0.1])},
     "outside the training range": lambda: {
@@ -289,6 +292,13 @@ def test_cuts_are_nested_and_share_their_targets() -> None:
         every = np.concatenate([other.context[0], other.target[0]])
         np.testing.assert_array_equal(np.sort(every[:, 0]), np.sort(data[i][0][1:, 0]))  # the first output was not observed
         assert not other.thinned
+
+
+def test_costly_models_are_judged_on_fewer_tasks() -> None:
+    def most(prior: str, points: int = 30, **options: Any) -> int:
+        return judging.affordable(bnnp.BNNP(1, 1, hidden=(64, 64), prior=prior, **options), points, 64)
+
+    assert most("shared", shared_noise=True) > 1000 > most("per_unit") > most("per_unit", points=60) > judging.FEWEST == most("per_layer")
 
 
 def test_a_large_task_is_thinned() -> None:

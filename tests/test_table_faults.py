@@ -298,8 +298,6 @@ HOW = st.fixed_dictionaries(
         "categories": st.none() | NAMES,
         "names": st.none() | st.just(["a", "b", "c"]),
         "day_first": st.none() | st.booleans(),
-        "delimiter": st.none() | st.sampled_from([",", ";", " ", "\t", "é", '"', ""]),
-        "encoding": st.none() | st.sampled_from(["utf-8", "utf-16", "cp1252", "utf-7", "nonsense", "idna", "unicode_escape"]),
         "outputs_needed": st.booleans(),
         "drop_missing_inputs": st.booleans(),
     },
@@ -328,18 +326,27 @@ def only_our_errors(folder: Path, content: bytes, how: dict[str, Any]) -> None:
     assert os.listdir(folder) == ["table"]
 
 
+WRITTEN = st.fixed_dictionaries(
+    {"task": NAMES},
+    optional={
+        "window": st.sampled_from([2, 1.5]),
+        "names": st.just(["a", "b", "c"]),
+        "delimiter": st.sampled_from([",", ";", " ", "\t", "é", '"', ""]),
+        "encoding": st.sampled_from(["utf-8", "utf-16", "cp1252", "utf-7", "nonsense", "idna", "unicode_escape"]),
+    },
+)
 AGAIN = ("names", "delimiter", "encoding", "outputs_needed", "drop_missing_inputs")
 OFTEN = settings(max_examples=520, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @OFTEN
-@given(content=st.binary(max_size=80), how=HOW)
+@given(content=st.binary(max_size=80), how=WRITTEN)
 def test_any_bytes_end_in_a_collection_or_an_error_of_ours(content: bytes, how: dict[str, Any], tmp_path: Path) -> None:
     only_our_errors(tmp_path, content, how)
 
 
 @OFTEN
-@given(content=st.text(max_size=80), how=HOW, start=st.sampled_from(["", "a,b,c\n1,2,3\n1,3,4\n", "PAR1", "\x1f\x8b"]))
+@given(content=st.text(max_size=80), how=WRITTEN, start=st.sampled_from(["", "a,b,c\n1,2,3\n1,3,4\n", "PAR1", "\x1f\x8b"]))
 def test_any_text_ends_in_a_collection_or_an_error_of_ours(content: str, how: dict[str, Any], start: str, tmp_path: Path) -> None:
     only_our_errors(tmp_path, (start + content).encode("utf-8", "surrogatepass"), how)
 

@@ -62,13 +62,13 @@ def standard(past: Past, validation: Callable[[], Part], config: Config, task: s
     @cache
     def kernel(around: Callable[[Tensor], Tensor] | None) -> Kernel:
         tasks = past.some(size["gp_tasks"], size["gp_points"], seed=5)
-        return learn([(x, y if around is None else y - around(x)) for x, y in tasks], shape, steps=steps, floor=floor)
+        return learn([(x, y if around is None else y - around(x)) for x, y in tasks], shape, steps=steps)
 
     def learned(around: Callable[[Tensor], Tensor] | None) -> Made:
         return Smooth.of(kernel(around), around), kernel(around).numbers
 
-    def adapted(around: Callable[[Tensor], Tensor] | None) -> Made:
-        return FittedGP(shape, around, steps, floor, kernel(around)), {}
+    def adapted() -> Made:
+        return FittedGP(shape, None, steps, towards=kernel(None)), {}
 
     def places() -> Made:
         scores = {}
@@ -81,17 +81,18 @@ def standard(past: Past, validation: Callable[[], Part], config: Config, task: s
 
     def blind() -> Made:
         x = past.x.expand(len(past.y), -1, -1).reshape(1, -1, past.x.shape[1])
-        return train(recipe(config, **size["blind"]), x, past.y.reshape(1, -1, 1), seed=seed), {}
+        return train(recipe(config, **config["mean_field"]["blind"]), x, past.y.reshape(1, -1, 1), seed=seed), {}
 
     def alone() -> Made:
         scaling = (past.x.mean(0), past.x.std(0), past.y.mean().reshape(1), past.y.std().reshape(1))
-        return FittedNetwork(recipe(config, **size["alone"]), scaling), {}
+        return FittedNetwork(recipe(config, **config["mean_field"]["alone"]), scaling), {}
 
     found = {}
     for word, around in {"GP": None, **({"anomaly GP": past.mean} if anomaly else {})}.items():
         found[f"{word}, fitted to each {task}"] = Rival(partial(_pair, FittedGP(shape, around, steps, floor)), 1)
         found[f"{word}, learned from training {task}s"] = Rival(partial(learned, around), 1)
-        found[f"{word}, learned and then adapted"] = Rival(partial(adapted, around), 1)
+        if around is None:
+            found[f"{word}, learned and then adapted"] = Rival(adapted, 1)
     return {
         **found,
         f"normal over the {place}s": Rival(places, 1),

@@ -38,7 +38,9 @@ SCORES = {
 }
 Config = dict[str, Any]
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
-PILOT_STEPS = 20
+PILOT_STEPS, MOST_TRUST = 20, 8
+KEYS, NETWORK_KEYS = ("data", "particles", "rivals", "seed"), ("mean_field", "network")
+"""Settings that the scores of a rival depend on, and of one that is a network."""
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,12 @@ class Study:
         return found
 
     def trust(self, model: bnnp.BNNP, particles: int = 128) -> dict[str, Any]:
-        """Return what the model itself says of each context: sentences, and the numbers behind them."""
+        """Return what the model itself says of contexts (8 of a condition, evenly apart): sentences, and the numbers behind them."""
         found: dict[str, Any] = {}
         for part, held in self.parts.items():
             for condition, splits in held.splits.items():
-                said = [model.condition(xc, yc, num_samples=particles, seed=self.config["seed"]).diagnose() for xc, yc, _, _ in splits]
+                some = splits[:: math.ceil(len(splits) / MOST_TRUST)]
+                said = [model.condition(xc, yc, num_samples=particles, seed=self.config["seed"]).diagnose() for xc, yc, _, _ in some]
                 numbers = {
                     k: [float(getattr(d, k)) for d in said] for k in ("p_value_y", "distance_y", "pareto_k", "effective_sample_size")
                 }
@@ -194,7 +197,7 @@ class Study:
     def run(self, rivals: Mapping[str, Rival], minutes: float | None = None, progress: bool = True) -> dict[str, Any]:
         """Train, score everything, and return and write the results."""
         model, went = self.trained(minutes, progress)
-        own = list(self.config)
+        own = ("data", "network", "particles", "seed", "training")
         records = {OURS: self.record(OURS, lambda: {"scores": self.scores(model, Rival(lambda: (model, {}), 4))}, own)}
         records |= self.against(rivals)
         said = self.record("trust", lambda: {"trust": self.trust(model)}, own)["trust"]
@@ -215,7 +218,7 @@ class Study:
         """Return the records of the rivals; they need no training of ours."""
         found = {}
         for name, rival in rivals.items():
-            keys = [key for key in self.config if key != "training" and (key != "network" or rival.of_network)]
+            keys = KEYS + (NETWORK_KEYS if rival.of_network else ())
             found[name] = self.record(name, partial(self._of, rival), keys)
         return found
 

@@ -48,8 +48,9 @@ def report(done: Study, windows: Windows, results: Mapping[str, Any]) -> None:
     model, _ = done.trained()
     gp = Smooth.of(Kernel.of(results["numbers"]["GP, learned from training windows"]))
     for name, part in done.parts.items():
-        chosen = range(0, len(part.names), max(1, len(part.names) // 3))
-        shown = pictures.windows(model, gp, part, list(chosen)[:3], done.config["particles"])
+        count = done.config["pictures"]["windows"]
+        chosen = list(range(0, len(part.names), max(1, len(part.names) // count)))[:count]
+        shown = pictures.windows(model, gp, part, chosen, done.config["particles"])
         save_figure(shown, done.out / f"{name}.png")
     save_figure(pictures.draws(model, windows, 4, seed=done.config["seed"]), done.out / "prior.png")
 

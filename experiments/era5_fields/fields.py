@@ -68,7 +68,8 @@ class Fields:
 
     def part(self, name: str, seed: int) -> Part:
         """Return maps of a part of which shares of the cells are seen at random and all others are targets."""
-        hours, generator, splits = list(self.hours[name])[:: self.config["every"]], torch.Generator().manual_seed(seed), {}
+        every = self.config["validation_every" if name == "validation" else "every"]
+        hours, generator, splits = list(self.hours[name])[::every], torch.Generator().manual_seed(seed), {}
         for share in self.config["seen"]:
             masks = [torch.randperm(len(self.x), generator=generator) < round(share * len(self.x)) for _ in hours]
             splits[f"{100 * share:g} % seen"] = [split(self.x, self.y[h].unsqueeze(-1), m) for h, m in zip(hours, masks, strict=True)]

@@ -47,7 +47,7 @@ def maps(model: Model, others: Mapping[str, Model], task: Split, fields: Fields,
     low, high = float(truth.min()), float(truth.max())
     worst = float(np.quantile(np.abs(np.concatenate([row[2][~np.isnan(row[2])] for row in rows])), 0.99))
     widest = float(np.quantile(np.concatenate([row[3][~np.isnan(row[3])] for row in rows]), 0.99))
-    fig = _figure(12.5, 2.55 * (len(rows) + 1) + 1.0)
+    fig = _figure(8.4, 2.55 * (len(rows) + 1) + 1.1)
     axes = fig.subplots(len(rows) + 1, 3, squeeze=False)
     for ax, what, values in zip(axes[0], ("truth", f"what is seen ({len(xc)} of {len(fields.x)} cells)"), (truth, seen), strict=False):
         shown = _map(ax, fields, values, what, TEMPERATURE, low, high)
@@ -58,7 +58,7 @@ def maps(model: Model, others: Mapping[str, Model], task: Split, fields: Fields,
         wide = _map(axes[i, 2], fields, std, "standard deviation", SPREAD, 0.0, widest)
     for column, mappable in enumerate((shown, wrong, wide)):
         bar = fig.colorbar(
-            mappable, ax=axes[:, column], location="bottom", fraction=0.04, pad=0.01, aspect=35, extend=("neither", "both", "max")[column]
+            mappable, ax=axes[:, column], location="bottom", fraction=0.04, pad=0.01, aspect=24, extend=("neither", "both", "max")[column]
         )
         bar.set_label(("temperature, K", "error, K", "standard deviation, K")[column], color=INK)
         bar.ax.tick_params(labelsize=TICK - 1, colors=INK)
@@ -72,7 +72,7 @@ def draws(model: bnnp.BNNP, fields: Fields, count: int, seed: int = 0) -> Figure
     hours = np.linspace(fields.hours["test"].start, fields.hours["test"].stop - 1, count).round().astype(int)
     real = fields.y[torch.from_numpy(hours)].reshape(count, *fields.shape).numpy()
     low, high = (float(np.quantile(real, q)) for q in (0.002, 0.998))
-    fig = _figure(12.5, 5.6)
+    fig = _figure(2.35 * count + 0.4, 6.1)
     axes = fig.subplots(2, count, squeeze=False)
     for j in range(count):
         _map(axes[0, j], fields, real[j], fields.times[hours[j]] + ":00", TEMPERATURE, low, high)

@@ -52,7 +52,7 @@ def report(done: Study, fields: Fields, results: Mapping[str, Any], hours: Seque
     part = done.parts["test"]
     condition = list(part.splits)[min(1, len(part.splits) - 1)]
     for i in hours:
-        title = f"{part.names[i]}:00, {condition}"
+        title = f"{part.names[i]}:00, {condition} (grey: not seen; at errors and deviations: seen)"
         shown = pictures.maps(model, others, part.splits[condition][i], fields, title, done.config["particles"])
         save_figure(shown, done.out / ("maps.png" if i == hours[0] else "maps-last.png"))
     save_figure(pictures.draws(model, fields, 4, seed=done.config["seed"]), done.out / "prior.png")

@@ -156,10 +156,12 @@ def resume(model: Model, data: Annotated[str | None, typer.Argument(help="The da
 
 def evaluate(model: Model, data: Annotated[str | None, typer.Argument(help="New data; without it the tasks that were held out.")] = None,
              shares: Shares = None, start: Start = None, stop: Stop = None, leads: Leads = None, samples: Samples = 64, seed: Seed = 0,
+             max_tasks: Annotated[int, typer.Option(min=1, help="Of more tasks, take so many at random.")] = 200,
              as_json: Json = False) -> None:  # fmt: skip
     """Score the model on tasks it has not seen."""
     with told(as_json):
-        judged, found = verbs.evaluate(model, data, shares, num_samples=samples, seed=seed, start=start, stop=stop, leads=leads)
+        judged, found = verbs.evaluate(model, data, shares, num_samples=samples, seed=seed, max_tasks=max_tasks, start=start, stop=stop,
+                                       leads=leads)  # fmt: skip
 
         def show() -> None:
             table(f"Scores on {judged.how}", *numbers(found))

@@ -6,6 +6,7 @@ The rules are few and plain: they are starts, and what was chosen is printed and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,22 +16,14 @@ from bnnp.config import Config
 from bnnp.data.collection import Collection
 from bnnp.data.lazy import LAZY_BYTES
 
-__all__ = ["CANDIDATES", "Chosen", "choose_settings", "choose_shares"]
+__all__ = ["Chosen", "candidates", "choose_settings", "choose_shares", "roughness"]
 
 LOOKED_AT = 100
 """Of a collection that does not fit in memory so many tasks are looked at."""
-MAX_POINTS = 256
+MAX_POINTS = 200
 """More points of a task than this are not seen in one step."""
 SECONDS = 200.0
 """How long the steps of a fit may take on one core, roughly."""
-
-
-CANDIDATES: tuple[dict[str, Any], ...] = (
-    {"activation": "sine", "input_scale": 4.0, "learning_rate": 0.01},
-    {"activation": "tanh", "input_scale": 3.0, "learning_rate": 0.03},
-    {"activation": "tanh", "input_scale": 3.0, "learning_rate": 0.01},
-)
-"""Networks that a fit tries briefly before it trains one: none of them is best on all data."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
         reasons.append(f"max_points = {most}: tasks have up to {max(collection.sizes)} points, and a step need not see them all")
     low = float(np.clip(2 / seen, 0.02, 0.1))
     training: dict[str, Any] = {"context": [round(low, 3), 0.6], "learning_rate": 0.01, "final_learning_rate": 1e-4, "batch_size": 5}
-    training |= {"num_samples": 8, "objective": "pp_avi", "seed": 0} | ({} if most is None else {"max_points": most})
+    training |= {"num_samples": 4, "objective": "pp_avi", "seed": 0} | ({} if most is None else {"max_points": most})
     shrinkage = next((value for count, value in ((10, 0.1), (40, 0.03), (100, 0.01)) if num_train <= count), 0.0)
     training["shrinkage"] = shrinkage
     if shrinkage > 0 and config.get("training.shrinkage") is None:
@@ -79,11 +72,61 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
     steps = config.get("training.steps") or steps
     rest = Config({"training": {"steps": steps, "checkpoint_every": max(1, steps // 20)}, "split": choose_shares(collection, config)})
     free = not any(config.get(name) for name in ("model.activation", "model.input_scale", "training.learning_rate"))
-    trial = steps // 10 if free and steps >= 1000 and config.over(rest).get("split.validation") > 0 else 0
+    trial = steps // 6 if free and steps >= 1000 and config.over(rest).get("split.validation") > 0 else 0
     if trial and config.get("training.trial_steps") is None:
-        reasons.append(f"trial_steps = {trial}: {len(CANDIDATES)} networks are tried so long, and the best on validation tasks is trained")
+        reasons.append(f"trial_steps = {trial}: a sine and a tanh network are tried, and the one better on validation tasks is trained")
     rest = Config({"training": {"trial_steps": trial}}).over(rest)
     return Chosen(whole.over(rest), tuple(reasons))
+
+
+def candidates(input_scale: float) -> tuple[dict[str, Any], ...]:
+    """Return networks that a fit tries briefly before it trains one: none of them is best on all data."""
+    return (
+        {"activation": "sine", "input_scale": input_scale, "learning_rate": 0.01},
+        {"activation": "tanh", "input_scale": max(3.0, round(input_scale / 2, 1)), "learning_rate": 0.03},
+    )
+
+
+def roughness(tasks: Sequence[Any], seed: int = 0) -> float | None:
+    """Return how quickly outputs vary with inputs: the input scale at which functions of the prior vary as quickly as the data.
+
+    From the variogram within tasks: the distance h, in standardised inputs, at which half the mean squared difference (y - y')^2 / 2 has
+    come half way from what it is at the shortest distances to the variance. Features sin(s w . x) with w ~ N(0, I / p) have correlation 1/2
+    at the distance 1.18 sqrt(p) / s; data have finer structure too, so s is taken half as large again.
+
+    Arguments:
+        tasks: triples (x, y, mask).
+        seed: of the pairs that are looked at.
+
+    Returns:
+        The scale, between 1 and 60; None where there are too few points to tell.
+    """
+    generator = np.random.default_rng(seed)
+    whole = np.concatenate([x for x, _, _ in tasks])
+    spread = whole.std(0)
+    spread[spread == 0] = 1.0
+    distances, squares = [], []
+    for x, y, mask in tasks:
+        seen = mask[:, 0]
+        z, v = x[seen] / spread, y[seen, 0]
+        if len(v) < 4 or v.std() == 0:
+            continue
+        i, j = generator.integers(0, len(v), (2, 2000))
+        near = np.argsort(z[:, 0])  # neighbours along the first input too: pairs at random are rarely close
+        i, j = np.concatenate([i, near[:-1]]), np.concatenate([j, near[1:]])
+        apart = np.linalg.norm(z[i] - z[j], axis=1)
+        distances.append(apart[i != j])
+        squares.append(((v[i] - v[j]) ** 2 / 2 / v.var())[i != j])
+    if not distances or sum(map(len, distances)) < 500:
+        return None
+    d, g = np.concatenate(distances), np.concatenate(squares)
+    order = np.argsort(d)
+    bins = np.array_split(order, 60)
+    at, level = np.array([d[b].mean() for b in bins]), np.array([g[b].mean() for b in bins])
+    half = level[0] + 0.5 * max(1.0 - level[0], 0.0)
+    reached = np.flatnonzero(level >= half)
+    h = at[reached[0]] if len(reached) else at[-1]
+    return float(np.clip(1.5 * 1.18 * math.sqrt(whole.shape[1] + 1) / max(h, 1e-9), 1.0, 60.0))
 
 
 def choose_shares(collection: Collection, config: Config) -> dict[str, Any]:
@@ -96,18 +139,22 @@ def choose_shares(collection: Collection, config: Config) -> dict[str, Any]:
 
 def _network(collection: Collection, look: list[Any], total: float, config: Config) -> tuple[dict[str, Any], list[str]]:
     reasons: list[str] = []
-    width = 32 if total < 1000 else 64
+    hidden = [32, 32] if total < 1000 else [64, 64]
+    rough = roughness([look[int(i)] for i in np.linspace(0, len(look) - 1, min(len(look), LOOKED_AT)).round()])
+    scale = 3.0 if rough is None else float(f"{rough:.2g}")
     model: dict[str, Any] = {
-        "hidden": [width, width],
+        "hidden": hidden,
         "prior": "matrix_normal",
         "spread": 0.9,
-        "input_scale": 4.0 if collection.x_dim <= 2 else 3.0,
+        "input_scale": scale,
         "activation": "sine" if collection.x_dim <= 2 else "tanh",
         "shared_noise": True,
         "factor_dtype": "float64",
     }
     if config.get("model.hidden") is None:
-        reasons.append(f"hidden = [{width}, {width}]: there are about {total:.0f} points to learn from")
+        reasons.append(f"hidden = {hidden}: there are about {total:.0f} points to learn from")
+    if config.get("model.input_scale") is None:
+        reasons.append(f"input_scale = {scale:g}: from the distance over which outputs change half their variance")
     mask = np.concatenate([mask for _, _, mask in look])
     if collection.y_dim > 1 and bool((mask.any(1) & ~mask.all(1)).any()):
         model["missing_outputs"] = True

@@ -250,6 +250,8 @@ def _digest(tasks: Sequence[Triple]) -> str:
 def _row(column: Column, values: FloatArray) -> dict[str, Any]:
     seen = values[~np.isnan(values)]
     low, mean, high = (float(f(seen)) if len(seen) else float("nan") for f in (np.min, np.mean, np.max))
+    if abs(mean) < 1e-12 * max(abs(low), abs(high)):
+        mean = 0.0  # rounding errors of a sum that is 0, such as the places of pixels
     return {"name": column.name, "unit": column.unit, "min": low, "mean": mean, "max": high}
 
 

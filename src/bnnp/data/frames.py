@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +89,13 @@ def open_source(source: Any, names: Sequence[str] | None, wanted: Sequence[str],
 
 def _parse(pd: ModuleType, text: Text, some: Sequence[str], as_text: Sequence[str]) -> Mapping[str, Any]:
     place = {name: j for j, name in enumerate(text.names)}
+    exact = {"float_precision": "round_trip"} if pd.__version__ < "3" else {}  # newer ones are exact of themselves
     try:
         with warnings.catch_warnings(action="ignore"):
             frame = pd.read_csv(
                 io.BytesIO(text.body), sep=text.delimiter, header=None, names=range(len(place)), usecols=sorted(place[n] for n in some),
                 dtype={place[name]: str for name in as_text}, na_values=SPELLINGS, keep_default_na=False, encoding="utf-8",
-                decimal=text.decimal, skip_blank_lines=False, skipinitialspace=True, index_col=False, low_memory=False,
+                decimal=text.decimal, skip_blank_lines=False, skipinitialspace=True, index_col=False, low_memory=False, **exact,
             )  # fmt: skip
     except (ValueError, OverflowError, pd.errors.ParserError) as error:
         raise ValueError(f"Expected delimited text in {text.path}. Got what pandas cannot parse: {str(error).strip()}.") from None
@@ -116,6 +118,7 @@ def _of_parquet(pd: ModuleType, path: Path, raw: bytes, names: Sequence[str] | N
     except (pa.ArrowException, ValueError, OSError) as error:
         raise ValueError(f"Expected a whole Parquet file at {path}. Got a damaged one: {_first(error)} Take another copy.") from None
     final = _renamed(str(path), own, names)
+    place = dict(zip(final, own, strict=True))
     if not rows or not final:
         raise ValueError(
             f"Expected rows in {path}. Got a Parquet file with {rows} rows and the columns {', '.join(map(repr, final[:10]))}."
@@ -123,8 +126,8 @@ def _of_parquet(pd: ModuleType, path: Path, raw: bytes, names: Sequence[str] | N
 
     def load(some: Sequence[str], as_text: Sequence[str]) -> Mapping[str, Any]:
         try:
-            table = file.read(columns=[own[final.index(name)] for name in some])
-            series = [table.column(own[final.index(name)]).to_pandas() for name in some]
+            table = file.read(columns=[place[name] for name in some])
+            series = [table.column(place[name]).to_pandas() for name in some]
         except (pa.ArrowException, ValueError, OSError, KeyError) as error:
             raise ValueError(f"Expected a whole Parquet file at {path}. Got a damaged one: {_first(error)} Take another copy.") from None
         return dict(zip(some, series, strict=True))
@@ -146,6 +149,7 @@ def _of_frame(pd: ModuleType, frame: Any, names: Sequence[str] | None) -> Source
         frame = frame.reset_index()
     own = list(frame.columns)
     final = _renamed("the frame", [str(name) for name in own], names)
+    place = dict(zip(final, own, strict=True))
     rows = len(frame)
     if not rows or not final:
         raise ValueError(f"Expected rows in the frame. Got {rows} rows and the columns {', '.join(map(repr, final[:10]))}.")
@@ -153,7 +157,7 @@ def _of_frame(pd: ModuleType, frame: Any, names: Sequence[str] | None) -> Source
     def load(some: Sequence[str], as_text: Sequence[str]) -> Mapping[str, Any]:
         found = {}
         for name in some:
-            column = frame[own[final.index(name)]]
+            column = frame[place[name]]
             if hasattr(column, "to_pandas"):
                 column = column.to_pandas()
             if not isinstance(column, pd.Series):
@@ -170,7 +174,7 @@ def _renamed(where: str, own: Sequence[str], names: Sequence[str] | None) -> tup
     if names is not None and len(names) != len(own):
         raise ValueError(f"Expected {len(own)} names, one for each column of {where}. Got {len(names)}.")
     final = tuple(str(name) for name in (own if names is None else names))
-    twice = sorted({name for name in final if final.count(name) > 1})
+    twice = sorted(name for name, count in Counter(final).items() if count > 1)
     if twice:
         raise ValueError(f"Expected columns of different names in {where}. Got {', '.join(map(repr, twice))} more than once. Rename them.")
     return final

@@ -17,7 +17,7 @@ import numpy as np
 
 from bnnp.data.collection import Collection
 from bnnp.data.fields import Cut, check_variable, choose, columns, normal
-from bnnp.data.sources import open_dataset, readable
+from bnnp.data.sources import as_dataset, open_dataset, readable
 
 __all__ = ["Field", "grid_dataset", "grid_points", "read_grid"]
 
@@ -189,7 +189,7 @@ def grid_points(ds: Any, recipe: Mapping[str, Any]) -> tuple[FloatArray, FloatAr
         >>> grid_dataset(field, {"t_mean": x[:, 0]}).t_mean.values.tolist()
         [10.0, 20.0]
     """
-    ds, _ = open_dataset(ds)
+    ds = as_dataset(ds)
     single = {d: 0 for d in recipe["task"] if ds.sizes.get(d) == 1 and not (recipe["span"] and d == recipe["task"][0])}
     whole = {**recipe, "every": {}, "patch": {}, "stride": {}}
     if whole["relative"]:

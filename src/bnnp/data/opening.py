@@ -40,6 +40,8 @@ def kind_of(source: Any) -> str:
         return "table"
     if isinstance(source, np.ndarray):
         return "images"
+    if isinstance(source, list) and source and all(isinstance(part, str | os.PathLike) for part in source):
+        return kind_of(source[0])
     if isinstance(source, list | tuple | Mapping):
         return "signal"
     raise TypeError(f"Expected a path, a data frame, an xarray object, or arrays. Got {type(source).__name__}.")

@@ -138,7 +138,8 @@ def _recipe(records: Sequence[Record], leads: list[str] | None, given: Mapping[s
         common = [lead for lead in records[0].leads if all(_find(record, lead) is not None for record in records)]
         if not common:
             several = listed([f"{record.name} ({', '.join(record.leads)})" for record in records], 6)
-            raise ValueError(f"Expected a lead that all records have. Got {several}. Name what stands in, as in leads='II|MLII'.")
+            stand = "|".join(dict.fromkeys(record.leads[0] for record in records))
+            raise ValueError(f"Expected a lead that all records have. Got {several}. Name what stands in, for instance leads='{stand}'.")
         leads = common[:1]
         if len(records[0].leads) > 1:
             notes.append(f"The output is {leads[0]}, the first of the leads {listed(common)}.")

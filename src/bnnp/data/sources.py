@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-__all__ = ["fingerprint", "listed", "open_dataset", "readable"]
+__all__ = ["as_dataset", "fingerprint", "listed", "open_dataset", "readable"]
 
 WHOLE = 256 * 2**20
 """Files up to this size are digested whole; of larger ones, so much in evenly spaced blocks."""
@@ -75,10 +75,9 @@ def open_dataset(source: Any) -> tuple[Any, str]:
         import xarray
     except ImportError as error:
         raise ImportError('Reading grids needs xarray. Run: pip install "bnnp[grid]".') from error
-    if isinstance(source, xarray.DataArray):
-        source = source.to_dataset(name=source.name if source.name is not None else "value")
-    if isinstance(source, xarray.Dataset):
-        return source, _digest(source)
+    if isinstance(source, xarray.DataArray | xarray.Dataset):
+        ds = as_dataset(source)
+        return ds, _digest(ds)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"Expected the path of a netCDF file or zarr folder, or an xarray object. Got {type(source).__name__}.")
     path = Path(source)
@@ -94,6 +93,19 @@ def open_dataset(source: Any) -> tuple[Any, str]:
         )
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return ds, fingerprint(files, path if path.is_dir() else None)
+
+
+def as_dataset(source: Any) -> Any:
+    """Return an `xarray.Dataset` as it is, and a `DataArray` as one of a single variable.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if hasattr(source, "data_vars"):
+        return source
+    if not hasattr(source, "to_dataset"):
+        raise TypeError(f"Expected an xarray Dataset or DataArray. Got {type(source).__name__}.")
+    return source.to_dataset(name=source.name if source.name is not None else "value")
 
 
 def _engine(path: Path) -> str:

@@ -13,6 +13,7 @@ import io
 import re
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -364,7 +365,7 @@ def _names(path: Path, header: list[str] | None, names: Sequence[str] | None, fi
         notes.append(f"The first row looks like data, so the file has no names of columns; they are called {what}.")
         header = [""] * fields
     final = tuple(name or f"column_{j + 1}" for j, name in enumerate(header))
-    twice = sorted({name for name in final if final.count(name) > 1})
+    twice = sorted(name for name, count in Counter(final).items() if count > 1)
     if twice:
         raise ValueError(
             f"Expected columns of different names in {path}. Got {', '.join(map(repr, twice))} more than once. Rename them in the file."

@@ -21,6 +21,8 @@ __all__ = ["LEVELS", "curve", "field", "mixture_quantiles", "score", "tabulated_
 LEVELS = (0.025, 0.25, 0.75, 0.975)
 """Edges of the band of 95 %, and of that of 50 % inside it."""
 STEPS = 12
+DIGITS = 9
+"""Of the numbers of a curve: values may vary little around a large one."""
 NODES = 0.25 * np.sinh(np.linspace(-4.0, 4.0, 31))
 """Where the distribution function is tabulated, in standard deviations from the mean: dense in the middle, seven out."""
 THINNED = 4
@@ -85,7 +87,7 @@ def curve(posterior: Posterior, x: Array, output: int, curves: int) -> dict[str,
         mean, edges = predictive.mean[..., output].numpy(), np.quantile(all_of_them, LEVELS, axis=0)
     else:
         mean, edges = _mean_and_edges(predictive, posterior, x, output)
-    return {"mean": plain(mean), "bands": plain(edges), "curves": plain(drawn)}
+    return {"mean": plain(mean, DIGITS), "bands": plain(edges, DIGITS), "curves": plain(drawn, DIGITS)}
 
 
 def _mean_and_edges(predictive: Predictive, posterior: Posterior, x: Array, output: int) -> tuple[Array, Array]:

@@ -67,6 +67,7 @@ class Explorer:
 
     def __init__(self, run: Run, data: Collection | None = None, samples: int = 64) -> None:
         self.subject, self.samples = Subject(run, data), samples
+        Session(self.subject, samples)  # so that a wrong number is refused here, and not by the first page
         self._pages: OrderedDict[str, tuple[Session, threading.Lock]] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -91,6 +91,8 @@ class Session:
     """
 
     def __init__(self, subject: Subject, samples: int = 64) -> None:
+        if not max(1, subject.model.prior.components) <= samples <= MOST_SAMPLES:
+            raise ValueError(f"Expected samples from {max(1, subject.model.prior.components)} to {MOST_SAMPLES}. Got {samples}.")
         self.subject = subject
         none_x, none_y = np.zeros((0, subject.x_dim)), np.zeros((0, subject.y_dim))
         self.state = State(none_x, none_y, 0, none_x, none_y)
@@ -288,7 +290,7 @@ class Session:
         else:
             x = np.tile(np.asarray(self.held, dtype=np.float64), (GRID, 1))
             x[:, self.axis] = np.linspace(self.low, self.high, GRID)
-            found |= {"x": plain(x[:, self.axis]), **curve(posterior, x, self.output, self.curves)}
+            found |= {"x": plain(x[:, self.axis], EXACT), **curve(posterior, x, self.output, self.curves)}
         return {
             **found,
             "count": len(self.state.x),

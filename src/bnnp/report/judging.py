@@ -16,8 +16,23 @@ from bnnp.evaluation import Evaluation, Model, evaluate, mean_and_se
 from bnnp.linalg import NotPositiveDefiniteError
 from bnnp.networks import BNNP
 from bnnp.plots_data import usable
+from bnnp.report.page import uncertain
 
-__all__ = ["OWN", "SHARES", "Case", "Finding", "Judged", "Verdict", "cases", "compare", "findings", "judge", "shares_of", "still_rising"]
+__all__ = [
+    "OWN",
+    "SHARES",
+    "Case",
+    "Finding",
+    "Judged",
+    "Verdict",
+    "affordable",
+    "cases",
+    "compare",
+    "findings",
+    "judge",
+    "shares_of",
+    "still_rising",
+]
 
 OWN = "this model"
 SHARES = {"grid": (0.025, 0.1, 0.25), "images": (0.05, 0.2, 0.5)}
@@ -25,10 +40,14 @@ USUAL = (0.1, 0.3, 0.5)
 LEVELS = (0.5, 0.8, 0.95)
 MOST_CONTEXT, MOST_TARGETS = 2000, 200
 BATCH = 8
+BUDGET, FEWEST = 3e10, 20  # multiplications for each size of context; tasks that are judged whatever they cost
+ONE_FACTOR = ("shared", "matrix_normal")
 FEW_TESTS = 10
 OFF = 0.05
 """A share of covered points this far from its level, and by two standard errors, is worth a warning."""
 OUTSIDE = 0.01
+REPEATED = 0.1
+"""A value that so many points share is no draw from a density."""
 HEAVY = 1 / 3
 SKIPPED = 0.01
 
@@ -127,6 +146,29 @@ def shares_of(kind: str) -> tuple[float, ...]:
     return SHARES.get(kind, USUAL)
 
 
+def affordable(model: BNNP, points: float, num_samples: int) -> int:
+    """Return how many test tasks can be judged in about a minute at each size of context, at least 20.
+
+    The cost of a posterior is that of its factorisations: one for each block of weights with a factor or a noise of its own.
+
+    Arguments:
+        model: the model.
+        points: of a context.
+        num_samples: particles.
+    """
+    config, cost = model.config, 0.0
+    widths = (model.x_dim, *config["hidden"], model.y_dim)
+    kind = config["prior"]["kind"]
+    for i in range(1, len(widths)):
+        p, units = widths[i - 1] + 1, widths[i]
+        together = kind in ("per_layer", "network")
+        one = together or (config["shared_noise"] and (kind in ONE_FACTOR or config["prior"].get("tied", False)))
+        k = p * units if together else p
+        rows = points * units if together else points
+        cost += (1 if one else units) * min(rows, k) ** 2 * max(rows, k) * (num_samples if i > 1 else 1)
+    return max(FEWEST, int(BUDGET / max(cost, 1.0)))
+
+
 def cases(test: Collection, picked: Sequence[int], share: float, least: int, model: BNNP, seed: int) -> list[Case]:
     """Cut tasks at random into context and targets; a larger share of the same seed contains a smaller one.
 
@@ -192,7 +234,7 @@ def _sentence(judged: Judged, score: str, best: str, difference: float, se: floa
         return f"{seen}: one test task cannot tell this model from the best rival ({best})."
     if not math.isfinite(difference):
         return f"{seen}, this model is behind the best rival ({best}): the log density of {what} is not finite."
-    by = f"{abs(difference):.3f} ± {se:.3f} nats per target point"
+    by = f"{uncertain(abs(difference), se)} nats per target point"
     if word == "level":
         return f"{seen}, this model is level with the best rival ({best}) in the log density of {what}: the difference is {by}."
     place = "ahead of" if word == "ahead" else "behind"
@@ -209,7 +251,7 @@ def findings(
     pareto_k: torch.Tensor | None,
 ) -> list[Finding]:
     """Return all that speaks against the model or against the test, the gravest first."""
-    found = [*_leaks(train, test), *_behind(verdicts), *_miscalibrated(judged), *_outside(train, test)]
+    found = [*_leaks(train, test), *_behind(verdicts), *_miscalibrated(judged), *_outside(train, test), *_repeated(model, train)]
     if len(train) < FEW_TASKS:
         found.append(
             Finding(
@@ -326,6 +368,22 @@ def _outside(train: Collection, test: Collection) -> Iterator[Finding]:
                 f"{100 * out.mean():.0f} % of the points of the test tasks have a {row['name']} outside the {row['min']:.4g} to "
                 f"{row['max']:.4g}{unit} of the training tasks.",
                 "Predictions there rest on the prior alone. Train on tasks that cover the range of use.",
+            )
+
+
+def _repeated(model: BNNP, train: Collection) -> Iterator[Finding]:
+    """Find outputs of which one value comes again and again, where the model states densities."""
+    if model.likelihood.discrete:
+        return
+    tasks = [train[int(i)] for i in np.unique(np.linspace(0, len(train) - 1, min(len(train), 50)).round())]
+    for j, column in enumerate(train.outputs):
+        values, counts = np.unique(np.concatenate([y[mask[:, j], j] for _, y, mask in tasks]), return_counts=True)
+        if len(values) and counts.sum() >= 50 and counts.max() > REPEATED * counts.sum():
+            yield Finding(
+                "repeated values",
+                f"{100 * counts.max() / counts.sum():.0f} % of the values of {column.name} are exactly {values[counts.argmax()]:.6g}: log "
+                "densities then reward a spike there, and mean little.",
+                "Compare RMSE and CRPS; or choose a likelihood for such outputs (counts, labels), or read images with dequantise.",
             )
 
 

@@ -20,7 +20,7 @@ from bnnp.checkpoint import write_atomically
 from bnnp.data.collection import Collection, Column, Description, Triple
 from bnnp.evaluation import Model
 from bnnp.linalg import NotPositiveDefiniteError
-from bnnp.report.judging import BATCH, OWN, Case, Finding, Judged, Verdict, cases, compare, findings, judge, shares_of
+from bnnp.report.judging import BATCH, OWN, Case, Finding, Judged, Verdict, affordable, cases, compare, findings, judge, shares_of
 from bnnp.report.page import Html, bullets, details, figure, number, page, paragraph, pre, section, table, uncertain
 from bnnp.rivals import default_rivals, left_out
 from bnnp.runs import RECORD, Run, read_record
@@ -39,7 +39,7 @@ SCORES = {
     "coverage_0.8": "in 80 %",
     "coverage_0.95": "in 95 %",
 }
-DIAGNOSED, DIAGNOSED_POINTS, PARTICLES = 16, 200, 128
+DIAGNOSED, DIAGNOSED_POINTS, PARTICLES = 10, 200, 128
 LISTED = 8  # names in a list
 MOST_DRAWN = 20_000  # targets in a picture
 
@@ -149,9 +149,11 @@ def write_report(
     facts = _Facts(run, train, test, train.describe(), *_training_of(run), seed=seed, num_samples=num_samples)
     tell("rivals")
     rivals = _rivals(facts)
-    picked = np.sort(np.random.default_rng(seed).permutation(len(test))[:max_tasks])
+    points = shares[len(shares) // 2] * float(np.median(test.sizes))
+    most = min(max_tasks, affordable(run.model, points, num_samples))
+    picked = np.sort(np.random.default_rng(seed).permutation(len(test))[:most])
     if len(picked) < len(test):
-        facts.notes.append(f"{len(picked)} of {len(test)} test tasks were judged, taken at random.")
+        facts.notes.append(f"{len(picked)} of {len(test)} test tasks were judged, taken at random, to save time.")
     for i, share in enumerate(shares):
         tell(f"scores with {100 * share:g} % seen")
         cut = cases(test, [int(p) for p in picked], share, i + 1, run.model, seed)
@@ -400,7 +402,8 @@ def _scores(facts: _Facts) -> list[Html]:
     judged = facts.middle
     parts = [
         paragraph(
-            f"{len(judged.cases)} test tasks, each cut at random into what is seen and what is to be predicted; all methods see the same. "
+            f"{len(judged.cases)} test task{'' if len(judged.cases) == 1 else 's'}, each cut at random into what is seen and what is to "
+            "be predicted; all methods see the same. "
             "Means over tasks ± their standard errors. Log densities are in nats for each target point, higher is better: joint, of all "
             "targets of a task together; marginal, one by one. RMSE and CRPS are in the units of the output, lower is better. The last "
             "columns say how many targets lie in the central intervals of 50, 80 and 95 %."
@@ -416,7 +419,7 @@ def _scores(facts: _Facts) -> list[Html]:
         parts.append(Html(f"<h3>{found.words}</h3>"))
         parts.append(paragraph(f"{between} points of a task are seen.", kind="soft"))
         parts.append(_score_table(found, facts.run.outputs[0].unit if len(facts.run.outputs) == 1 else ""))
-        parts += [paragraph(v.sentence) for v in facts.verdicts if v.share == found.share]
+        parts += [paragraph(words) for words in dict.fromkeys(v.sentence for v in facts.verdicts if v.share == found.share)]
     parts.append(
         paragraph(
             "Differences are taken task by task. Ahead or behind means by more than two standard errors. The rival is the best of all on "
@@ -475,6 +478,8 @@ def _tasks(facts: _Facts) -> list[Html]:
             parts.append(figure(fig, words, broad=fig.get_figwidth() > 8))
     listed = order[::-1][:10]
     rows = [[judged.cases[i].name, str(len(judged.cases[i].context[0])), number(float(scores[i]))] for i in listed]
+    if len(rows) < 2:
+        return parts
     return [*parts, details(f"The {len(rows)} worst tasks", table(["task", "points seen", "joint log density"], rows))]
 
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bnnp.checkpoint import sweep, write_atomically
 from bnnp.config import Config
 from bnnp.data.collection import Collection, Description, Division, divide
@@ -22,11 +24,13 @@ from bnnp.likelihoods import LIKELIHOODS, Categorical, Likelihood
 from bnnp.networks import BNNP
 from bnnp.priors import Prior
 from bnnp.runs import RECORD, Run, read_record, write_record
-from bnnp.sizes import CANDIDATES, choose_settings, choose_shares
+from bnnp.sizes import candidates, choose_settings, choose_shares
 from bnnp.training import TrainResult, check_run, meta_train
 
 __all__ = ["Fit", "build_model", "fit", "plan", "resume"]
 
+VALIDATION_TASKS = 48
+"""Of more held-out tasks, so many choose the step; a look at all of them would take longer than the steps between two looks."""
 TRAINING = ("objective", "steps", "batch_size", "num_samples", "learning_rate", "final_learning_rate", "max_points", "shrinkage", "seed")
 
 
@@ -219,12 +223,19 @@ def _train(folder: Path, train: Collection, validation: Collection, config: Conf
     return Run.open(folder)
 
 
-def _learn(folder: Path, model: BNNP, train: Collection, validation: Collection, config: Config, progress: bool) -> TrainResult:
+def _learn(
+    folder: Path, model: BNNP, train: Collection, validation: Collection, config: Config, progress: bool, looks: int = 20
+) -> TrainResult:
     settings = config.section("training")
+    few = (
+        np.unique(np.linspace(0, len(validation) - 1, VALIDATION_TASKS).round().astype(int)) if len(validation) > VALIDATION_TASKS else None
+    )
+    validation = validation if few is None else validation.subset(few.tolist())
     return meta_train(
         model,
         train,
         validation=validation if len(validation) else None,
+        validate_every=max(1, settings["steps"] // looks),
         context=tuple(settings["context"]),
         folder=folder,
         checkpoint_every=settings["checkpoint_every"],
@@ -239,18 +250,18 @@ def _tried(folder: Path, train: Collection, validation: Collection, config: Conf
     steps, record = config.get("training.trial_steps", 0), read_record(folder)
     if not steps or not len(validation) or "trials" in record:
         return config
-    trials = []
-    for i, candidate in enumerate(CANDIDATES):
+    trials, networks = [], candidates(config.get("model.input_scale"))
+    for i, candidate in enumerate(networks):
         network, rate = {k: v for k, v in candidate.items() if k != "learning_rate"}, candidate["learning_rate"]
         whole = Config({"model": network, "training": {"learning_rate": rate}}).over(config)
         if progress:
-            print(f"Trial {i + 1} of {len(CANDIDATES)}: {candidate['activation']}, learning rate {rate:g}", file=sys.stderr)
+            print(f"Trial {i + 1} of {len(networks)}: {candidate['activation']}, learning rate {rate:g}", file=sys.stderr)
         short = whole.replace(training__steps=steps, training__checkpoint_every=steps)
-        result = _learn(folder / "trials" / str(i), build_model(train.x_dim, train.y_dim, short), train, validation, short, progress)
+        result = _learn(folder / "trials" / str(i), build_model(train.x_dim, train.y_dim, short), train, validation, short, progress, 1)
         trials.append({**candidate, "score": result.best_score, "seconds": result.seconds})
     best = max(range(len(trials)), key=lambda i: -math.inf if trials[i]["score"] is None else trials[i]["score"])
-    chosen = {k: v for k, v in CANDIDATES[best].items() if k != "learning_rate"}
-    config = Config({"model": chosen, "training": {"learning_rate": CANDIDATES[best]["learning_rate"]}}).over(config)
+    chosen = {k: v for k, v in networks[best].items() if k != "learning_rate"}
+    config = Config({"model": chosen, "training": {"learning_rate": networks[best]["learning_rate"]}}).over(config)
     reason = f"{trials[best]['activation']} network: the best of {len(trials)} after {steps} steps, on the validation tasks"
     write_record(folder, {**record, "config": config.to_dict(), "trials": trials, "reasons": [*record["reasons"], reason]})
     return config

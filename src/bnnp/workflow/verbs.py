@@ -175,10 +175,8 @@ def _new_to(run: Run, tasks: Collection, own: Collection | None, train: Collecti
     if seen:
         rest = tasks.subset([i for i in range(len(tasks)) if i not in seen])
         return Judged(rest, train, f"{len(rest)} tasks of another source, without {len(seen)} of it that the model learned from")
-    doubt = (
-        f"; {len(named)} of them have names of tasks it learned from: if they are the same, scores flatter" if named and not places else ""
-    )
-    return Judged(tasks, train, f"all {len(tasks)} tasks of another source{doubt}")
+    doubt = f"{len(named)} of them with names of tasks that the model learned from: if they are the same, scores flatter"
+    return Judged(tasks, train, f"{len(tasks)} tasks of another source, {doubt if named and not places else 'all of them new'}")
 
 
 def _equal(a: Triple, b: Triple) -> bool:
@@ -192,6 +190,7 @@ def evaluate(
     *,
     num_samples: int = 64,
     seed: int = 0,
+    max_tasks: int = 200,
     **choices: Any,
 ) -> tuple[Judged, dict[float, Evaluation]]:
     """Score a model on the tasks held out of its data, or on all tasks of another source.
@@ -202,6 +201,7 @@ def evaluate(
         shares: how much of a task is context; by the kind of data where not given.
         num_samples: particles.
         seed: of contexts and draws.
+        max_tasks: of more tasks, so many are taken at random.
         choices: that a reader takes beside a recipe.
 
     Returns:
@@ -209,6 +209,9 @@ def evaluate(
     """
     run = _open(model)
     found = judged(run, source, **choices)
+    if len(found.test) > max_tasks:
+        at = np.sort(np.random.default_rng(seed).permutation(len(found.test))[:max_tasks])
+        found = Judged(found.test.subset(at.tolist()), found.train, f"{max_tasks} of the {found.how}")
     return found, answers.evaluate(run, found.test, shares, num_samples=num_samples, seed=seed)
 
 

@@ -404,8 +404,9 @@ function fields() {
   $("range-name").textContent = `${named(input())}, shown`;
   put($("output"), settings.output);
   put($("axis"), settings.axis);
-  put($("low"), Number(settings.low.toPrecision(6)));
-  put($("high"), Number(settings.high.toPrecision(6)));
+  const places = Math.max(0, Math.min(20, 3 - Math.floor(Math.log10(settings.high - settings.low))));
+  put($("low"), Number(settings.low.toFixed(places)));
+  put($("high"), Number(settings.high.toFixed(places)));
   const numbersOf = (box, columns, values, skip, title, done) => {
     const wanted = columns.map((c, j) => [c, j]).filter(([, j]) => j !== skip);
     const names = `${title}${wanted.map(([c, j]) => j + c.name).join()}`;

@@ -34,8 +34,10 @@ export function ticks(low, high, count) {
 
 // As many digits as tell neighbouring ticks apart.
 export function tickText(value, step) {
-  const size = Math.max(Math.abs(value), step);
-  if (value !== 0 && (size >= 1e6 || size < 1e-4)) return show(value, 4);
-  const digits = Math.max(0, Math.min(8, -Math.floor(Math.log10(step) + 1e-9) + (step / 10 ** Math.floor(Math.log10(step) + 1e-9) % 1 > 1e-6 ? 1 : 0)));
-  return value.toFixed(digits).replace(/-/g, "\u2212");
+  const size = Math.abs(value), fine = Math.floor(Math.log10(step) + 1e-9), half = step / 10 ** fine - Math.floor(step / 10 ** fine + 1e-6) > 1e-3 ? 1 : 0;
+  let text;
+  if (size < step / 1000) text = "0";
+  else if (size >= 1e7 || step < 1e-4) text = value.toExponential(Math.max(0, Math.min(12, Math.floor(Math.log10(size) + 1e-9) - fine + half))).replace("e+", "e");
+  else text = value.toFixed(Math.max(0, half - fine));
+  return text.replace(/-/g, "\u2212");
 }

@@ -51,7 +51,7 @@ export class MapView {
   }
 
   build() {
-    const names = ["Observed", "Mean", "How unsure (standard deviation)", "Sample 1", "Sample 2", "Sample 3"];
+    const names = ["Observed", "Mean", "Standard deviation", "Sample 1", "Sample 2", "Sample 3"];
     this.panels = names.map((name, i) => {
       const figure = document.createElement("figure"), canvas = document.createElement("canvas"), words = document.createElement("figcaption");
       canvas.width = this.w;
@@ -192,7 +192,7 @@ export class MapView {
       context.globalAlpha = 1;
     }
     for (const [k, i] of this.seen) this.cell(context, k, side, points.y[i][this.output]);
-    if ((!this.grey || (this.faint && this.hidden.size)) && side >= 6) {
+    if ((!this.grey || (this.faint && this.hidden.size)) && side >= 12) {
       context.lineWidth = this.grey ? 2 : 1;
       context.strokeStyle = ink;
       for (const k of this.seen.keys()) context.strokeRect((k % this.w) * side + 0.5, Math.floor(k / this.w) * side + 0.5, side - 1, side - 1);
@@ -204,7 +204,7 @@ export class MapView {
       context.strokeRect(this.cursor[0] * side + 1, this.cursor[1] * side + 1, side - 2, side - 2);
       context.lineWidth = 1;
     }
-    words.textContent = `Observed: ${points.x.length} of ${this.w * this.h} cells`;
+    words.textContent = `Observed: ${points.x.length} of ${this.w * this.h}`;
   }
 
   cell(context, k, side, value) {

@@ -19,6 +19,8 @@ export class Plot {
     this.tapped = { index: -1, at: 0 };
     this.cursor = null;
     this.size = { w: 600, h: 380 };
+    this.margin = 60;
+    this.edge = 14;
     this.layers = {};
     for (const name of ["grid", "shapes", "targets", "points", "cursor", "axes"]) this.layers[name] = make("g", { class: name }, svg);
     new ResizeObserver(() => this.resize()).observe(svg.parentElement);
@@ -44,7 +46,7 @@ export class Plot {
 
   get box() {
     const { w, h } = this.size;
-    return { left: w < 460 ? 52 : 66, right: w - 14, top: 14, bottom: h - 48 };
+    return { left: this.margin, right: w - this.edge, top: 14, bottom: h - 48 };
   }
 
   px(x) {
@@ -113,27 +115,43 @@ export class Plot {
 
   draw() {
     if (!this.view) return;
+    this.makeRoom();
     this.drawAxes();
     this.drawShapes();
     this.drawPoints();
     this.drawCursor();
   }
 
+  marks() {
+    const { left, right, top, bottom } = this.box, { low, high, rows } = this.view, [a, b] = this.domain;
+    const xs = ticks(low, high, Math.max(2, (right - left) / 95)), ys = rows ? rows.map((_, i) => i) : ticks(a, b, Math.max(2, (bottom - top) / 60));
+    const text = (values) => values.map((v) => tickText(v, values.length > 1 ? values[1] - values[0] : 1));
+    return { xs, ys, xTexts: text(xs), yTexts: rows ?? text(ys) };
+  }
+
+  // Numbers beside the axes may be long: they get the room that they need, and keep it while something is dragged.
+  makeRoom() {
+    const { xTexts, yTexts } = this.marks(), longest = (texts) => texts.reduce((n, t) => Math.max(n, t.length), 0);
+    const margin = Math.max(this.size.w < 460 ? 52 : 60, 32 + 7.6 * longest(yTexts)), edge = Math.max(14, 4 * longest(xTexts));
+    if (this.drag && margin < this.margin && edge < this.edge) return;
+    this.margin = Math.round(margin);
+    this.edge = Math.round(edge);
+  }
+
   drawAxes() {
-    const { left, right, top, bottom } = this.box, { low, high, xColumn, yName, rows } = this.view, [a, b] = this.domain;
+    const { left, right, top, bottom } = this.box, { xColumn, yName, rows } = this.view;
     const grid = this.layers.grid, axes = this.layers.axes;
     grid.replaceChildren();
     axes.replaceChildren();
-    const xs = ticks(low, high, Math.max(2, (right - left) / 95)), ys = rows ? rows.map((_, i) => i) : ticks(a, b, Math.max(2, (bottom - top) / 60));
-    const stepX = xs.length > 1 ? xs[1] - xs[0] : 1, stepY = ys.length > 1 ? ys[1] - ys[0] : 1;
-    for (const x of xs) {
+    const { xs, ys, xTexts, yTexts } = this.marks();
+    for (const [i, x] of xs.entries()) {
       make("line", { class: "gridline", x1: this.px(x), x2: this.px(x), y1: top, y2: bottom }, grid);
-      make("text", { class: "tick", x: this.px(x), y: bottom + 18, "text-anchor": "middle" }, axes, tickText(x, stepX));
+      make("text", { class: "tick", x: this.px(x), y: bottom + 18, "text-anchor": "middle" }, axes, xTexts[i]);
     }
     const every = rows ? Math.max(1, Math.ceil(rows.length / ((bottom - top) / 18))) : 1;
     for (const [i, y] of ys.entries()) {
       if (!rows) make("line", { class: "gridline", x1: left, x2: right, y1: this.py(y), y2: this.py(y) }, grid);
-      if (i % every === 0) make("text", { class: "tick", x: left - 7, y: this.py(y) + 4, "text-anchor": "end" }, axes, rows ? rows[i] : tickText(y, stepY));
+      if (i % every === 0) make("text", { class: "tick", x: left - 7, y: this.py(y) + 4, "text-anchor": "end" }, axes, yTexts[i]);
     }
     make("rect", { class: "frame", x: left, y: top, width: right - left, height: bottom - top }, axes);
     make("text", { x: (left + right) / 2, y: bottom + 40, "text-anchor": "middle" }, axes, named(xColumn));
@@ -167,10 +185,11 @@ export class Plot {
 
   drawProbabilities(g, xs, probs) {
     const step = Math.max(1, Math.floor(xs.length / 100));
+    // On whole pixels: neighbours that overlap or leave a gap would show as stripes.
     for (const [k, row] of probs.entries()) {
       const y = this.py(k + 0.46), height = this.py(k - 0.46) - y;
       for (let i = 0; i + step < xs.length; i += step) {
-        make("rect", { class: "cell", x: xs[i].toFixed(1), y: y.toFixed(1), width: (xs[i + step] - xs[i] + 0.3).toFixed(1), height: height.toFixed(1), "fill-opacity": (row[i + (step >> 1)] ?? 0).toFixed(3) }, g);
+        make("rect", { class: "cell", x: Math.round(xs[i]), y: y.toFixed(1), width: Math.round(xs[i + step]) - Math.round(xs[i]), height: height.toFixed(1), "fill-opacity": (row[i + (step >> 1)] ?? 0).toFixed(3) }, g);
       }
     }
   }
