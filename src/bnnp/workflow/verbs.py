@@ -175,10 +175,8 @@ def _new_to(run: Run, tasks: Collection, own: Collection | None, train: Collecti
     if seen:
         rest = tasks.subset([i for i in range(len(tasks)) if i not in seen])
         return Judged(rest, train, f"{len(rest)} tasks of another source, without {len(seen)} of it that the model learned from")
-    doubt = (
-        f"; {len(named)} of them have names of tasks it learned from: if they are the same, scores flatter" if named and not places else ""
-    )
-    return Judged(tasks, train, f"{len(tasks)} tasks of another source{doubt}")
+    doubt = f"{len(named)} of them with names of tasks that the model learned from: if they are the same, scores flatter"
+    return Judged(tasks, train, f"{len(tasks)} tasks of another source, {doubt if named and not places else 'all of them new'}")
 
 
 def _equal(a: Triple, b: Triple) -> bool:
