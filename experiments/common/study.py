@@ -36,7 +36,10 @@ SCORES = {
     "coverage_0.8": "inside 80 %",
     "coverage_0.95": "inside 95 %",
 }
-HEAD = "Mean ± standard error over tasks, in brackets over the means of blocks (days of hours, minutes of windows): tasks of a block are alike."
+HEAD = (
+    "Mean ± standard error over tasks, in brackets over the means of blocks (days of hours, minutes of windows): "
+    "tasks of a block are alike."
+)
 Config = dict[str, Any]
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 PILOT_STEPS, MOST_TRUST = 20, 8
