@@ -36,6 +36,10 @@ SCORES = {
     "coverage_0.8": "inside 80 %",
     "coverage_0.95": "inside 95 %",
 }
+HEAD = (
+    "Mean ± standard error over tasks, in brackets over the means of blocks (days of hours, minutes of windows): "
+    "tasks of a block are alike."
+)
 Config = dict[str, Any]
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 PILOT_STEPS, MOST_TRUST = 20, 8
@@ -291,7 +295,7 @@ def _plain(value: Any) -> Any:
 
 def markdown(whole: Mapping[str, Any]) -> str:
     """Return the tables of all parts: one for each score, methods down, conditions across."""
-    lines = []
+    lines = [HEAD, ""]
     for part, conditions in whole["summary"].items():
         for score in ("joint", "marginal", "rmse", "crps", "inside 80 %"):
             methods = list(dict.fromkeys(method for of in conditions.values() for method in of))
@@ -312,4 +316,5 @@ def _cell(row: Mapping[str, Any] | None, score: str) -> str:
         return ""
     if score.startswith("inside"):
         return f"{100 * row[score]['mean']:.0f} %"
-    return f"{row[score]['mean']:.3f} ± {row[score]['se']:.3f} ({row[score]['block_se']:.3f})"
+    blocks = row[score]["block_se"]
+    return f"{row[score]['mean']:.3f} ± {row[score]['se']:.3f}" + ("" if math.isnan(blocks) else f" ({blocks:.3f})")
