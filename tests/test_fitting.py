@@ -220,6 +220,15 @@ def test_the_scale_follows_how_quickly_outputs_vary(frequency: float, x_dim: int
     assert once == pytest.approx(expected, rel=0.3)
 
 
+def test_rough_data_take_a_sine_network_without_a_trial() -> None:
+    """Beats of 0.03 of the window: a tanh network would score better at first, and stay where it is."""
+    t = np.linspace(0, 1, 200)[:, None]
+    beats = [(t, np.exp(-((t - at) ** 2) / 2 / 0.01**2)) for at in np.linspace(0.1, 0.9, 30)]
+    chosen = choose_settings(Collection.of(beats, ["t"], ["mV"]), 20, Config()).config
+    assert chosen.get("model.activation") == "sine" and chosen.get("model.input_scale") > 15
+    assert chosen.get("training.trial_steps") == 0 and choose_settings(tasks(), 20, Config()).config.get("training.trial_steps") > 0
+
+
 def test_too_few_points_say_nothing_of_the_scale() -> None:
     assert roughness([(np.zeros((3, 1)), np.ones((3, 1)), np.ones((3, 1), bool))]) is None
 

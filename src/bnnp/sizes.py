@@ -22,6 +22,8 @@ LOOKED_AT = 100
 """Of a collection that does not fit in memory so many tasks are looked at."""
 MAX_POINTS = 200
 """More points of a task than this are not seen in one step."""
+ROUGH = 15.0
+"""An input scale above which outputs change many times within the range of the inputs."""
 SECONDS = 200.0
 """How long the steps of a fit may take on one core, roughly."""
 
@@ -72,6 +74,8 @@ def choose_settings(collection: Collection, num_train: int, config: Config) -> C
     steps = config.get("training.steps") or steps
     rest = Config({"training": {"steps": steps, "checkpoint_every": max(1, steps // 20)}, "split": choose_shares(collection, config)})
     free = not any(config.get(name) for name in ("model.activation", "model.input_scale", "training.learning_rate"))
+    # Of data this rough a tanh network learns little, but learns it first: a short trial would mislead.
+    free = free and whole.get("model.input_scale") <= ROUGH
     trial = steps // 6 if free and steps >= 1000 and config.over(rest).get("split.validation") > 0 else 0
     if trial and config.get("training.trial_steps") is None:
         reasons.append(f"trial_steps = {trial}: a sine and a tanh network are tried, and the one better on validation tasks is trained")
@@ -148,7 +152,7 @@ def _network(collection: Collection, look: list[Any], total: float, config: Conf
         "net_hidden": [32, 32],
         "spread": 0.95,
         "input_scale": scale,
-        "activation": "sine" if collection.x_dim <= 2 else "tanh",
+        "activation": "sine" if collection.x_dim <= 2 or scale > ROUGH else "tanh",
         "shared_noise": True,
         "factor_dtype": "float32",
     }
