@@ -229,6 +229,19 @@ def test_rough_data_take_a_sine_network_without_a_trial() -> None:
     assert chosen.get("training.trial_steps") == 0 and choose_settings(tasks(), 20, Config()).config.get("training.trial_steps") > 0
 
 
+def test_noise_is_not_taken_for_a_function_that_turns_fast() -> None:
+    rng = np.random.default_rng(0)
+
+    def made(signal: float) -> list[Any]:
+        x = rng.uniform(-3, 3, (34, 20, 1))
+        y = signal * np.sin(x + rng.normal(size=(34, 1, 1))) + rng.normal(size=x.shape)
+        return [(a, b, np.ones((20, 1), dtype=bool)) for a, b in zip(x, y, strict=True)]
+
+    found = [roughness(made(1.0)) or 60.0 for _ in range(7)]
+    assert np.median(found) < 8  # without noise it is 4; a crest of the noise among the nearest pairs made it up to 34
+    assert sum(roughness(made(0.0)) is None for _ in range(7)) >= 5
+
+
 def test_too_few_points_say_nothing_of_the_scale() -> None:
     assert roughness([(np.zeros((3, 1)), np.ones((3, 1)), np.ones((3, 1), bool))]) is None
 

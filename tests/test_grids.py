@@ -380,7 +380,9 @@ def test_longitudes_that_wrap_are_said() -> None:
         return " ".join(read_grid(ds).notes)
 
     assert "round the globe" in notes(np.arange(0, 360, 10.0))
-    assert "jumps by" in notes(np.array([350.0, 355.0, 0.0, 5.0]))
+    wrapped = np.array([0.0, 5.0, 350.0, 355.0])
+    assert "jumps by" in notes(wrapped) and "lon=(ds['lon'] + 180) % 360 - 180).sortby('lon')" in notes(wrapped)
+    assert "lon" not in notes(np.sort((wrapped + 180) % 360 - 180))
     assert "lon" not in notes(np.arange(0, 90, 10.0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ def test_labels_and_counts_are_drawn(likelihood: Any, x_dim: int, tmp_path: Path
     run = run_of(data, likelihood=likelihood)
     drawn(plots_data.prediction(run, *halves(data[0]), num_samples=4), tmp_path)
     drawn(plots_data.prior(run, data), tmp_path)
+
+
+def test_labels_are_drawn_with_their_names() -> None:
+    data = Collection.of([(RNG.normal(size=(9, 1)), RNG.integers(0, 3, size=(9, 1)).astype(float)) for _ in range(3)], ["x"], ["label"])
+    run = run_of(data, likelihood=bnnp.Categorical(3))
+    named = replace(run, recipe={**run.recipe, "labels": {"label": ["ill", "well", "a $ sign"]}})
+    for shown, said in ((run, "probability of 1"), (named, "probability of well (1)"), (named, r"probability of a \$ sign (2)")):
+        fig = plots_data.prediction(shown, *halves(data[0]), num_samples=4)
+        assert said in [
+            text.get_text() for legend in (*fig.legends, *(ax.get_legend() for ax in fig.axes)) if legend for text in legend.texts
+        ]
 
 
 def test_nothing_to_draw_is_said() -> None:

@@ -158,11 +158,13 @@ def test_labels_without_a_folder_and_without_rivals_that_apply(tmp_path: Path) -
     rng = np.random.default_rng(1)
     tasks = [(rng.normal(size=(9, 2)), rng.integers(0, 3, size=(9, 1)).astype(float)) for _ in range(25)]
     data = Collection.of(tasks, ["a", "b"], ["label"], groups=["one"] * 25, ordered=True)
-    run = Run.of(bnnp.BNNP(2, 1, hidden=(4,), likelihood=bnnp.Categorical(3)))
+    known = {"notes": ["'label' became labels: 0 = ill, 1 = well, 2 = unsure."]}  # at the fit; a second reading learns nothing
+    run = Run.of(bnnp.BNNP(2, 1, hidden=(4,), likelihood=bnnp.Categorical(3)), data=known)
     report = write_report(
         run, data.subset(range(20)), data.subset(range(18, 25)), tmp_path / "r.html", num_samples=8, max_tasks=5, context=[0.3]
     )
     text = Page((tmp_path / "r.html").read_text("utf-8")).text
+    assert "became labels: 0 = ill" in text and "Nothing was dropped" not in text and "point of a task is seen" not in text
     assert "class frequencies of the task" in text and "accuracy" in text and "There is no log" in text
     assert any("regressions and Gaussian processes were left out" in note for note in report.notes) and report.test_tasks == 5
     keys = [finding.key for finding in report.findings]
@@ -196,8 +198,8 @@ def scores(values: Any, **others: tuple[float, float]) -> Evaluation:
     return Evaluation(per_task, {"joint_log_density": bnnp.evaluation.mean_and_se(per_task["joint_log_density"]), **others}, None)
 
 
-def judged(own: Any, rivals: dict[str, Any], **coverage: tuple[float, float]) -> Judged:
-    case = judging.Case(0, "a", 2, *[(np.zeros((1, 1)), np.zeros((1, 1)), np.ones((1, 1), dtype=bool))] * 2)
+def judged(own: Any, rivals: dict[str, Any], points: int = 50, **coverage: tuple[float, float]) -> Judged:
+    case = judging.Case(0, "a", 2, *[(np.zeros((points, 1)), np.zeros((points, 1)), np.ones((points, 1), dtype=bool))] * 2)
     return Judged(0.1, (case,) * len(own), {OWN: scores(own, **coverage), **{k: scores(v) for k, v in rivals.items()}}, ())
 
 
@@ -263,6 +265,9 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert found() == {}
     slight = {"coverage_0.8": (0.77, 0.001), "coverage_0.5": (0.6, 0.06)}  # a little off for sure; far off by chance
     assert found(judged=[judged([1.0] * 20, {}, **slight)]) == {}
+    all_held = {"coverage_0.95": (1.0, 0.0)}  # of 40 points each tells little, of 1,000 it tells something
+    assert found(judged=[judged([1.0] * 20, {}, points=2, **all_held)]) == {}
+    assert list(found(judged=[judged([1.0] * 20, {}, points=50, **{"coverage_0.95": (0.85, 0.0)})])) == ["too sure"]
     assert found(records=[], pareto_k=None, verdicts=[]) == {}
     assert found(pareto_k=torch.tensor([0.8, 0.1, 0.1])) == {}
 

@@ -189,6 +189,7 @@ def test_beats_are_counted_from_their_peak(tmp_path: Path, rate: float | None) -
         assert -0.2 - 1e-9 <= x[0, 0] < -0.2 + 1 / own and 0.5 - 2.01 / own < x[-1, 0] < 0.5 and np.median(y) == pytest.approx(0, abs=1e-12)
         at = np.interp(peak / RATE + x[:, 0], np.arange(len(whole)) / RATE, whole)
         np.testing.assert_allclose(y[:, 0], at - np.median(at), atol=0.02 if rate else 1e-9)
+    assert read_signals(path, task="beat").names == read_signals(path, task=["beat"]).names  # type: ignore[arg-type]  # as the command says it
     assert any("mark no beat are skipped: 1" in note for note in tasks.notes) and any(
         "edge are left out: 2" in note for note in tasks.notes
     )

@@ -36,7 +36,9 @@ Task = Annotated[
 Inputs = Annotated[list[str] | None, typer.Option(help="Columns, dimensions or variables to predict from.")]
 Outputs = Annotated[list[str] | None, typer.Option(help="Columns or variables to predict.")]
 Order = Annotated[str | None, typer.Option(help="Column that orders the rows of a task.")]
-Window = Annotated[str | None, typer.Option(help="Cut windows of this length: rows (50), units of --order (7.0), seconds of a signal.")]
+Window = Annotated[
+    str | None, typer.Option(help="Cut windows of this length: rows (50), units of --order (7.0), a time (7d), seconds of a signal.")
+]
 Stride = Annotated[str | None, typer.Option(help="From the start of one window to that of the next.")]
 Leads = Annotated[list[str] | None, typer.Option(help="Leads of a signal.")]
 Rate = Annotated[float | None, typer.Option(help="Bring a signal to this many samples in a second.")]

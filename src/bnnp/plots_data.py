@@ -299,6 +299,12 @@ def _numpy(value: Any) -> FloatArray:
     return found
 
 
+def _level(run: Run, j: int, k: int) -> str:
+    """Return label number k of output j: its name where it was a text, and the number that stands for it on the axis."""
+    named = (run.recipe.get("labels") or {}).get(run.outputs[j].name, [])
+    return f"{plain(named[k], 20)} ({k})" if k < len(named) else str(k)
+
+
 def _draw_curves(run: Run, posterior: Any, known: Triple, target: tuple[FloatArray, FloatArray]) -> Figure:
     both = np.concatenate([known[0], target[0]])[:, 0]
     low, high = (float(both.min()), float(both.max())) if len(both) else (-1.0, 1.0)
@@ -318,10 +324,10 @@ def _draw_curves(run: Run, posterior: Any, known: Triple, target: tuple[FloatArr
             lines[0].set_label("sampled functions")
             ax.plot(x, mean[:, j], color=BLUE, linewidth=2.0, label="predicted mean")
         elif mean.shape[-1] == run.model.y_dim:
-            ax.plot(x, mean[:, j], color=BLUE, linewidth=2.0, label="probability of 1")
+            ax.plot(x, mean[:, j], color=BLUE, linewidth=2.0, label=f"probability of {_level(run, j, 1)}")
         else:
             for k in range(mean.shape[-1]):
-                ax.plot(x, mean[:, k], color=CYCLE[k % len(CYCLE)], linewidth=2.0, label=f"probability of {k}")
+                ax.plot(x, mean[:, k], color=CYCLE[k % len(CYCLE)], linewidth=2.0, label=f"probability of {_level(run, j, k)}")
         ax.plot(target[0][:, 0], target[1][:, j], "o", color=ORANGE, markersize=3.5, alpha=0.8, label="held out", zorder=4)
         seen = known[2][:, j]
         style: dict[str, Any] = {"color": RED, "markersize": 6, "markeredgecolor": "white", "zorder": 5}

@@ -24,6 +24,8 @@ MAX_POINTS = 200
 """More points of a task than this are not seen in one step."""
 ROUGH = 15.0
 """An input scale above which outputs change many times within the range of the inputs."""
+ALL_NOISE = 0.9
+"""Neighbours that differ by more than this share of the variance say nothing of how quickly outputs vary."""
 SECONDS = 200.0
 """How long the steps of a fit may take on one core, roughly."""
 
@@ -103,7 +105,7 @@ def roughness(tasks: Sequence[Any], seed: int = 0) -> float | None:
         seed: of the pairs that are looked at.
 
     Returns:
-        The scale, between 1 and 60; None where there are too few points to tell.
+        The scale, between 1 and 60; None where there are too few points to tell, or where neighbours differ as much as any two points.
     """
     generator = np.random.default_rng(seed)
     whole = np.concatenate([x for x, _, _ in tasks])
@@ -126,11 +128,24 @@ def roughness(tasks: Sequence[Any], seed: int = 0) -> float | None:
     d, g = np.concatenate(distances), np.concatenate(squares)
     order = np.argsort(d)
     bins = np.array_split(order, 60)
-    at, level = np.array([d[b].mean() for b in bins]), np.array([g[b].mean() for b in bins])
+    at, level = np.array([d[b].mean() for b in bins]), _rising(np.array([g[b].mean() for b in bins]))
+    if level[0] > ALL_NOISE:
+        return None
     half = level[0] + 0.5 * max(1.0 - level[0], 0.0)
     reached = np.flatnonzero(level >= half)
     h = at[reached[0]] if len(reached) else at[-1]
     return float(np.clip(1.5 * 1.18 * math.sqrt(whole.shape[1] + 1) / max(h, 1e-9), 1.0, 60.0))
+
+
+def _rising(values: Any) -> Any:
+    """Return the rising sequence nearest to values, by pooling neighbours that fall: noise alone then reaches no height early."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        pools.append((float(value), 1))
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (a, m), (b, n) = pools[-2:]
+            pools[-2:] = [((m * a + n * b) / (m + n), m + n)]
+    return np.repeat([value for value, _ in pools], [count for _, count in pools])
 
 
 def choose_shares(collection: Collection, config: Config) -> dict[str, Any]:

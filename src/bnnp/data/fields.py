@@ -229,7 +229,11 @@ def _remarks(ds: Any, recipe: Mapping[str, Any]) -> Iterator[str]:
         values = np.unique(np.asarray(ds[name].values, dtype=np.float64))
         step = float(np.median(np.diff(values))) if len(values) > 1 else 0.0
         if len(values) > 1 and np.diff(values).max() > 180:
-            yield f"{name} jumps by {np.diff(values).max():g} degrees: shift it by 360 degrees so that it does not wrap inside the region."
+            shifted = f"ds.assign_coords({name}=(ds[{name!r}] + 180) % 360 - 180).sortby({name!r})"
+            yield (
+                f"{name} jumps by {np.diff(values).max():g} degrees, and neighbours on both sides of the jump are far apart for the model. "
+                f"Count from -180 to 180 before the fit, with xarray: {shifted}"
+            )
         elif high - low + 1.5 * step >= 360:
             yield f"{name} goes round the globe: the model does not know that its two ends are neighbours."
 

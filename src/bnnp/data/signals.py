@@ -124,9 +124,14 @@ def _finite(seconds: float) -> float | None:
 
 def _recipe(records: Sequence[Record], leads: list[str] | None, given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """Return how to cut, as it was said or by default."""
-    task = given["task"] or ("beat" if given["beats"] else "window")
+    said = given["task"]
+    if isinstance(said, list | tuple) and len(said) == 1:  # the command and TOML give lists
+        said = said[0]
+    task = said or ("beat" if given["beats"] else "window")
     if task not in ("window", "beat", "record") or (given["beats"] and task != "beat"):
-        raise ValueError(f"Expected task as 'window', 'beat' or 'record' (beats only with 'beat'). Got {given['task']!r}.")
+        raise ValueError(f"Expected task as 'window', 'beat' or 'record' (beats only with 'beat'). Got {said!r}.")
+    if task == "window" and given["window"] is None:
+        notes.append("Nothing was said about the window: 2 s were taken.")
     window, rate = float(2.0 if given["window"] is None else given["window"]), given["rate"]
     stride = float(window if given["stride"] is None else given["stride"])
     if not (window > 0 and stride > 0) or (rate is not None and not 0 < rate < np.inf):

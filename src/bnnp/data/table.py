@@ -283,7 +283,7 @@ def _select(table: _Table, roles: Roles, outputs_needed: bool, drop_missing_inpu
         if len(gaps) and not drop_missing_inputs:
             raise ValueError(
                 f"Expected a value of the input {name!r} in every row. Got none in {_rows(gaps, table)}. Fill it in, leave the column out, "
-                "or leave those rows out with drop_missing_inputs=True."
+                "or leave those rows out with drop_missing_inputs=True (--set data.drop_missing_inputs=true)."
             )
         if len(gaps):
             notes.append(_left_out(len(gaps), "point", f" without {name!r}"))

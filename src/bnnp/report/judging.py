@@ -336,7 +336,10 @@ def _miscalibrated(judged: Sequence[Judged]) -> Iterator[Finding]:
         for level in LEVELS:
             mean, se = found.scores[OWN].summary.get(f"coverage_{level:g}", (math.nan, math.nan))
             distance = abs(mean - level)
-            if distance > OFF and not distance <= 2.0 * se:
+            # Where all tasks hold all points their scatter is 0, which few points may well be: chance alone sets a floor.
+            points = sum(int(np.count_nonzero(case.target[2])) for case in found.cases)
+            chance = math.sqrt(level * (1.0 - level) / max(points, 1))
+            if distance > OFF and not distance <= 2.0 * max(se, chance):
                 held = f"{100 * mean:.0f} ± {100 * se:.0f} %" if math.isfinite(se) else f"{100 * mean:.0f} %"
                 off[mean < level].append((distance, f"intervals of {100 * level:g} % hold {held} of the points ({found.words})"))
     if off[True]:

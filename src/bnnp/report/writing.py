@@ -320,8 +320,10 @@ def _data(facts: _Facts) -> list[Html]:
         parts.append(paragraph(f"Ranges are those of {known.sampled} training tasks, evenly spaced.", kind="soft"))
     if how:
         parts.append(paragraph(f"What was held out was chosen {how}." if str(how).startswith("at random") else f"Held out: {how}."))
-    if known.notes or known.advice:
-        parts += [Html("<h3>What was dropped, encoded or assumed</h3>"), bullets([*known.notes, *known.advice])]
+    # What was learned from the data at the fit, such as the day a date counts from, is only in its record: a second reading learns nothing.
+    said = list(dict.fromkeys([*facts.run.data.get("notes", ()), *known.notes, *known.advice]))
+    if said:
+        parts += [Html("<h3>What was dropped, encoded or assumed</h3>"), bullets(said)]
     else:
         parts.append(paragraph("Nothing was dropped, encoded or assumed."))
     return [*parts, figure(plots_data.collection(facts.train, facts.seed), "Some training tasks, taken at random.")]
@@ -417,7 +419,7 @@ def _scores(facts: _Facts) -> list[Html]:
         points = [len(case.context[0]) for case in found.cases]
         between = f"{min(points)} to {max(points)}" if min(points) < max(points) else f"{points[0]}"
         parts.append(Html(f"<h3>{found.words}</h3>"))
-        parts.append(paragraph(f"{between} points of a task are seen.", kind="soft"))
+        parts.append(paragraph(f"{between} {'point of a task is' if max(points) == 1 else 'points of a task are'} seen.", kind="soft"))
         parts.append(_score_table(found, facts.run.outputs[0].unit if len(facts.run.outputs) == 1 else ""))
         parts += [paragraph(words) for words in dict.fromkeys(v.sentence for v in facts.verdicts if v.share == found.share)]
     parts.append(
