@@ -188,6 +188,8 @@ def _worker(connection: Any, ladder: Ladder, width: int, threads: int, limits: L
         step, parameters = twin_step(width) if ladder.prior == TWIN else our_step(ladder, width)
         runs = timed(step)
     except (MemoryError, RuntimeError) as error:
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))  # to say so takes memory too
         full = _out_of_memory(error)
         connection.send(Result("memory" if full else "failed", peak=_peak(), note="" if full else f"{type(error).__name__}: {error}"[:300]))
         return
