@@ -219,6 +219,10 @@ def test_without_targets_the_gaps_are_filled(fitted: Path, tmp_path: Path) -> No
     said = told("predict", fitted, context)
     gaps = [row for row in rows(context) if row["level"] == ""]
     assert said["rows"] == 4 and said["columns"]["day"] == [float(row["day"]) for row in gaps]
+    told("predict", fitted, context, "--out", tmp_path / "p.csv")
+    assert list(said["columns"]) == list(rows(tmp_path / "p.csv")[0])  # one answer, whether printed or written
+    shown = bnnp_("predict", fitted, context).stdout
+    assert all(name in shown.split("(not shown")[0] for name in ("level_mean", "level_std"))
     result = bnnp_("predict", fitted, write_table(tmp_path / "whole.csv", 2, 5))
     assert result.exit_code == 2 and "rows of the first with missing outputs" in result.stderr
 

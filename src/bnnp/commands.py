@@ -182,14 +182,14 @@ def predict(
 ) -> None:  # fmt: skip
     """Predict with error bars: means, standard deviations and quantiles, in the units of the data."""
     with told(as_json):
-        known = None if context.lower() == "none" else context
-        said = verbs.predict(model, known, targets, out, quantiles=quantiles or answers.QUANTILES, num_samples=samples, seed=seed)
-        _give_answer(said, out, as_json)
+        run, known = Run.open(model), None if context.lower() == "none" else context
+        said = verbs.predict(run, known, targets, out, quantiles=quantiles or answers.QUANTILES, num_samples=samples, seed=seed)
+        _give_answer(run, said, out, as_json)
 
 
-def _give_answer(said: Any, out: Path | None, as_json: bool) -> None:
+def _give_answer(run: Run, said: Any, out: Path | None, as_json: bool) -> None:
     if isinstance(said, Answer):
-        columns: dict[str, Any] = said.flat()
+        columns: dict[str, Any] = verbs.table_of(run, said)[0]  # as in a file: dates and categories as they stood in the table
         remarks = [f"{name}: {remark}" for name, remark in zip(said.targets.names, said.remarks, strict=True) if remark]
     else:
         columns = {str(name): column.to_numpy() for name, column in said.to_dataframe().reset_index().items()}
@@ -200,11 +200,17 @@ def _give_answer(said: Any, out: Path | None, as_json: bool) -> None:
         if out is None:
             few = 20
             shown = [[_cell(values[i]) for values in columns.values()] for i in range(min(rows, few))]
-            wide = np.cumsum([3 + max(map(len, (name, *cells))) for name, *cells in zip(columns, *shown, strict=True)])
-            fits = max(1, int((wide <= ask().width - 2).sum()))
-            table("", list(columns)[:fits], [row[:fits] for row in shown])
-            if fits < len(columns):
-                ask().print(f"(not shown: {', '.join(list(columns)[fits:])}; --out FILE writes all)", markup=False)
+            wide = {name: 3 + max(map(len, (name, *cells))) for name, *cells in zip(columns, *shown, strict=True)}
+            left, fits = ask().width - 2, set[str]()
+            for name in sorted(columns, key=lambda name: not name.endswith(("_mean", "_std"))):  # these before all others
+                if wide[name] > left:
+                    break
+                left, fits = left - wide[name], fits | {name}
+            at = [i for i, name in enumerate(columns) if name in fits] or [0]
+            table("", [list(columns)[i] for i in at], [[row[i] for i in at] for row in shown])
+            if len(at) < len(columns):
+                rest = [name for i, name in enumerate(columns) if i not in at]
+                ask().print(f"(not shown: {', '.join(rest)}; --out FILE writes all)", markup=False)
             if rows > few:
                 ask().print(f"({rows - few} more rows; --out FILE writes all)", markup=False)
         else:
@@ -232,7 +238,8 @@ def sample(
 ) -> None:  # fmt: skip
     """Draw functions, each coherent over all points of a task."""
     with told(as_json):
-        _give_answer(verbs.sample(model, targets, context, out, n=n, noisy=noisy, num_samples=samples, seed=seed), out, as_json)
+        run = Run.open(model)
+        _give_answer(run, verbs.sample(run, targets, context, out, n=n, noisy=noisy, num_samples=samples, seed=seed), out, as_json)
 
 
 def diagnose(model: Model, context: Annotated[str, typer.Argument(help="What was observed.")], samples: Samples = 256, seed: Seed = 0,
