@@ -21,7 +21,7 @@ endif
 
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else 'Expected Python 3.11 or newer. Got %d.%d. Use: make PYTHON=/path/to/python3.11' % v[:2])"
-	@echo "Installing into .venv (about a minute the first time)"
+	@echo "Installing into .venv (one to two minutes the first time)"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/.stamp
