@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"hidden (64, 64), {options.samples} samples, {options.threads} thread(s)")
     print(f"ms: median (95 %) of {options.repeats}, wall | processor")
     rows: list[tuple[str, str, bool, str]] = [
+        ("what `bnnp fit` makes: matrix_normal, one noise per point, float32", "matrix_normal", True, "float32"),
         ("shared, one noise per point", "shared", True, "float64"),
         ("the same in float32", "shared", True, "float32"),
         ("diagonal, one noise per point", "diagonal", True, "float64"),
