@@ -17,17 +17,15 @@ from bnnp.export import level_name
 from bnnp.likelihoods import Categorical
 from bnnp.posterior import Posterior
 from bnnp.predictive import Predictive
+from bnnp.report.judging import shares_of
 from bnnp.runs import Run
 from bnnp.tasks import collate
 
-__all__ = ["QUANTILES", "SHARES", "Answer", "diagnose", "evaluate", "predict", "sample"]
+__all__ = ["QUANTILES", "Answer", "diagnose", "evaluate", "predict", "sample"]
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BATCH = 16
-SHARES = {"grid": (0.025, 0.1, 0.25), "images": (0.05, 0.2, 0.5)}
-"""How much of a task is context when a model is judged; a tenth, three tenths and a half for other kinds of data."""
-USUAL_SHARES = (0.1, 0.3, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +267,7 @@ def evaluate(
     Returns:
         An `Evaluation` for each share.
     """
-    shares = SHARES.get(run.kind, USUAL_SHARES) if shares is None else shares
+    shares = shares_of(run.kind) if shares is None else shares
     whole = [(x[keep], y[keep], mask[keep]) for x, y, mask in tasks for keep in [mask.any(1)]]
     usable = [task for task in whole if len(task[0]) >= 2]
     if not usable:
