@@ -61,6 +61,8 @@ EDGE: dict[str, set[str]] = {
     "reading": {"evaluation"},
     "trust": {"calibration"},
     "inference": set(),
+    "plots_comparison": {"plots"},
+    "comparison": {"checkpoint", "evaluation", "inference", "plots_comparison"},
     "data": set(),
     "plots": set(),
     "plots_prior": {"plots", "reading"},
