@@ -308,7 +308,7 @@ def test_names_stand_apart_and_scores_far_behind_at_the_edge() -> None:
     fig = plots_comparison.scores(points)
     fig.draw_without_rendering()
     (ax,) = fig.axes
-    assert "30.00 (beyond the axis)" in ax.texts[-1].get_text() and ax.get_ylim()[0] > -5
+    assert "far off: \N{MINUS SIGN}30.00" in ax.texts[-1].get_text() and ax.get_ylim()[0] > -5
     boxes = [text.get_window_extent() for text in ax.texts]
     assert [(i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].overlaps(boxes[j])] == []
     frame = fig.bbox

@@ -22,7 +22,10 @@ __all__ = ["predictions", "scores"]
 MARKERS = "osD^vPX<>ph*"
 FAR = 4.0
 """Scores this many times farther from the best than the median is are drawn at the edge, with their value."""
-PLACES = [(9, 0), (-9, 0), (0, 10), (0, -10), (9, 11), (9, -11), (-9, 11), (-9, -11), (0, 22), (0, -22), (9, 22), (9, -22)]
+PLACES = [
+    *((9, 0), (-9, 0), (0, 10), (0, -10), (9, 11), (9, -11), (-9, 11), (-9, -11)),
+    *((0, 22), (0, -22), (14, 22), (14, -22), (-14, 22), (-14, -22), (25, 35), (25, -35), (-25, 35), (-25, -35)),
+]
 """Where a name may stand beside its marker, in points, from the best place to the worst."""
 
 
@@ -63,12 +66,11 @@ def scores(
             x, y, se if inside and se > 0 else None, fmt=MARKERS[i % len(MARKERS)], color=colour, ecolor=colour, markersize=8,
             capsize=3, markeredgecolor="white", label=point["name"],
         )  # fmt: skip
-    ax.set_xscale("log")
-    ax.set_xlim(times.min() / 2.0, times.max() * 2.0)
+    _seconds_axis(ax, times)
     ax.margins(y=0.14)
     dress(ax, "", seconds + " (logarithmic)", label)
     fig.suptitle("What an engine's seconds buy" if title is None else title, fontsize=TITLE, color=INK)
-    names = [p["name"] if y == m else f"{p['name']}: {_signed(m)} (beyond the axis)" for p, y, m in zip(points, shown, means, strict=True)]
+    names = [p["name"] if y == m else f"{p['name']}, far off: {_signed(m)}" for p, y, m in zip(points, shown, means, strict=True)]
     _names_beside(fig, ax, names, times, shown, np.where(shown == means, errors, 0.0))
     return fig
 
@@ -78,6 +80,16 @@ def _floor(values: FloatArray) -> float:
     top = float(values.max())
     reach = top - float(np.median(values))
     return min((float(v) for v in values if reach <= 0 or top - v <= FAR * reach), default=top) - 0.3 * reach
+
+
+def _seconds_axis(ax: Axes, times: FloatArray) -> None:
+    """Make the horizontal axis logarithmic, at least a decade long, with plain numbers."""
+    stretch = max(2.0, math.sqrt(10.0 * times.min() / times.max()))
+    ax.set_xscale("log")
+    ax.set_xlim(times.min() / stretch, times.max() * stretch)
+    few = times.max() * stretch**2 < 30.0 * times.min()
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if few and f"{value:e}"[0] in "25" else "")
 
 
 def _names_beside(fig: Figure, ax: Axes, names: Sequence[str], x: FloatArray, y: FloatArray, errors: FloatArray) -> None:
@@ -104,7 +116,10 @@ def _names_beside(fig: Figure, ax: Axes, names: Sequence[str], x: FloatArray, y:
         taken.append(best[2])
         ha = "left" if dx > 0 else "right" if dx < 0 else "center"
         va = "center" if dx and not dy else "bottom" if dy > 0 else "top"
-        ax.annotate(names[i], (x[i], y[i]), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=TICK, color=INK)
+        leader = {"arrowstyle": "-", "color": CYCLE[i % len(CYCLE)], "linewidth": 1.0, "shrinkA": 0.0, "shrinkB": 4.0}
+        ax.annotate(
+            names[i], (x[i], y[i]), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=TICK, color=INK, arrowprops=leader
+        )  # fmt: skip
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
@@ -164,8 +179,8 @@ def _padded(columns: Mapping[str, Sequence[Mapping[str, Any]]], tasks: int) -> l
 def _limits(panels: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Return limits of y that show the data of a task and most of the bands, one wild engine's apart."""
     data = np.concatenate([_float(p[key]) for p in panels for key in ("yc", "yt")])
-    low = min(float(data.min()), float(np.median([_float(p["lower"]).min() for p in panels])))
-    high = max(float(data.max()), float(np.median([_float(p["upper"]).max() for p in panels])))
+    low = min(float(data.min()), float(np.quantile([_float(p["lower"]).min() for p in panels], 0.25)))
+    high = max(float(data.max()), float(np.quantile([_float(p["upper"]).max() for p in panels], 0.75)))
     span = max(float(np.ptp(data)), 1e-9)
     low, high = max(low, float(data.min()) - 1.5 * span), min(high, float(data.max()) + 1.5 * span)
     pad = 0.06 * (high - low) if math.isfinite(high - low) else 1.0
