@@ -60,7 +60,7 @@ EDGE: dict[str, set[str]] = {
     "choice": {"checkpoint", "evaluation", "settings", "training"},
     "reading": {"evaluation"},
     "trust": {"calibration"},
-    "inference": set(),
+    "inference": {"checkpoint"},
     "data": set(),
     "plots": set(),
     "plots_prior": {"plots", "reading"},

@@ -7,15 +7,18 @@ weighted, and numbers that say how far they can be trusted.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnnp.inference.functional import Functional
+from bnnp.inference.resuming import Stored, fingerprint
 from bnnp.inference.target import Target
 from bnnp.posterior import Posterior
 from bnnp.progress import ProgressLine
@@ -95,6 +98,7 @@ def run(
     num_samples: int = 128,
     seed: int = 0,
     warm_start: Posterior | None = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Inference:
@@ -106,11 +110,13 @@ def run(
         num_samples: number of draws in the result.
         seed: of everything random.
         warm_start: a posterior of the same tasks, such as the amortised one, from which the engine starts.
+        folder: keep the state there, at least every half a minute, with a log of JSON lines: the same call goes on where it was stopped
+            and gives the same draws. Seconds add up.
         progress: show a line of progress on standard error.
         settings: of the engine.
 
     Raises:
-        ValueError: settings out of range, or a posterior of other tasks.
+        ValueError: settings out of range, a posterior of other tasks, or a folder with another run.
         TypeError: a warm start where the target is no network.
     """
     check_count(num_samples, "num_samples")
@@ -122,18 +128,23 @@ def run(
                 f"Expected a functional for a warm start. Got {type(target).__name__}. Give the engine start=draws of eps instead."
             )
         settings["start"] = network.start(warm_start, max(num_samples, FEWEST_STARTS), seed)
-    built = engine(target if network is None else network, **settings)
-    state = built.init(seed)
+    on = target if network is None else network
+    built = engine(on, **settings)
+    kept = None if folder is None else Path(folder)
+    stored = Stored(kept, "" if kept is None else fingerprint(on, engine, seed, settings))
+    found = stored.load()
+    done, before, state = (0, 0.0, built.init(seed)) if found is None else found
     line = ProgressLine(built.num_updates, progress)
     try:
-        for i in range(built.num_updates):
+        for i in range(done, built.num_updates):
             state = built.update(state)
             line.show(i + 1, built.name)
+            stored.store(i + 1, built.num_updates, before + time.perf_counter() - begun, state)
     finally:
         line.close()
     draws = built.sample(state, num_samples, seed)
     report = built.report(state)
-    seconds = time.perf_counter() - begun
+    seconds = before + time.perf_counter() - begun
     posterior = None
     if isinstance(target, Functional):
         of_single = [t.squeeze(1) if target.single and t is not None else t for t in (draws.eps, draws.log_weights)]
