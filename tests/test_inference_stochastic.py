@@ -67,7 +67,7 @@ RATES = {"sgld": 0.8, "sghmc": 1.2}
 @pytest.mark.parametrize("name", LAWS)
 def test_draws_have_the_covariance_that_is_derived(name: str, batch_size: int | None) -> None:
     target = copies()
-    engine = ENGINES[name](target, chains=1, climb=30, warm_up=120, steps=4, thin=1, rate=RATES[name], batch_size=batch_size)
+    engine = ENGINES[name](target, num_chains=1, climb=30, warmup=120, steps=4, thin=1, rate=RATES[name], batch_size=batch_size)
     state = engine.init(0)
     for _ in range(engine.num_updates):
         state = engine.update(state)
@@ -87,7 +87,7 @@ def test_draws_have_the_covariance_that_is_derived(name: str, batch_size: int | 
 def test_small_steps_recover_the_posterior(name: str) -> None:
     """Many chains from a few steps apart: as many independent draws."""
     problem = linear_problem()
-    settings = {"chains": 400, "climb": 100, "warm_up": 1500, "steps": 4, "thin": 1, "rate": 0.2 if name == "sgld" else 0.5}
+    settings = {"num_chains": 400, "climb": 100, "warmup": 1500, "steps": 4, "thin": 1, "rate": 0.2 if name == "sgld" else 0.5}
     inference = run(problem.target, ENGINES[name], num_samples=1600, **settings)
     errors = moment_errors(inference.draws.eps, problem.mean, problem.cov, 400)
     assert max(errors) < 5
@@ -96,6 +96,19 @@ def test_small_steps_recover_the_posterior(name: str) -> None:
     assert float(((predictive.mean.squeeze(-1) - problem.f_mean).abs() / (problem.f_std / 20)).max()) < 5
     torch.testing.assert_close(predictive.epistemic_std.squeeze(-1), problem.f_std, rtol=0.18, atol=0)
     assert float((inference.report["temperature"] - 1).abs().max()) < 0.25
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_report_tells_chains_that_have_mixed_from_those_that_have_not(name: str) -> None:
+    target = gaussian_target()
+    settings = {"num_chains": 4, "warmup": 200, "thin": 5, "rate": 0.5}
+    good = run(target, ENGINES[name], steps=1500, **settings).report
+    assert float(good["rhat"].max()) < 1.05
+    assert float(good["ess_bulk"].min()) > 60
+    assert float(good["ess_tail"].min()) > 40
+    apart = torch.linspace(-3, 3, 4, dtype=torch.float64).reshape(4, 1, 1).expand(4, 2, target.dim)
+    bad = run(target, ENGINES[name], steps=20, start=apart, **{**settings, "warmup": 0, "thin": 1, "rate": 0.01}).report
+    assert float(bad["rhat"].min()) > 1.5
 
 
 def test_stiffness_is_the_largest_curvature() -> None:
@@ -110,7 +123,7 @@ def test_stiffness_is_the_largest_curvature() -> None:
 def test_tasks_never_meet_and_seeds_decide(name: str) -> None:
     a, b = gaussian_target(num_tasks=2), gaussian_target(num_tasks=2)
     b.mean[1] += 1
-    settings = {"chains": 2, "climb": 20, "warm_up": 10, "steps": 40, "num_samples": 8, "batch_size": 4, "schedule": "cosine"}
+    settings = {"num_chains": 2, "climb": 20, "warmup": 10, "steps": 40, "num_samples": 8, "batch_size": 4, "schedule": "cosine"}
     draws = [run(t, ENGINES[name], **settings).draws.eps for t in (a, a, b)]
     assert torch.equal(draws[0], draws[1])
     assert torch.equal(draws[0][:, 0], draws[2][:, 0])
@@ -120,7 +133,7 @@ def test_tasks_never_meet_and_seeds_decide(name: str) -> None:
 
 def test_steps_fall_along_the_cosine_and_stay() -> None:
     target = gaussian_target()
-    engine = sgld.build(target, climb=5, warm_up=20, steps=8, thin=2, schedule="cosine")
+    engine = sgld.build(target, climb=5, warmup=20, steps=8, thin=2, schedule="cosine")
     plan = engine.update.keywords["plan"]  # type: ignore[attr-defined]
     state, factors = engine.init(0), []
     for _ in range(engine.num_updates):
@@ -147,7 +160,7 @@ def test_what_cannot_be_computed_is_left_again_and_counted(name: str) -> None:
     plain = gaussian_target()
     target = Walled(plain.mean, plain.cov, plain.log_z, plain.shares)
     start = plain.mean.expand(3, -1, -1)
-    inference = run(target, ENGINES[name], chains=3, warm_up=20, steps=200, thin=2, start=start, num_samples=100)
+    inference = run(target, ENGINES[name], num_chains=3, warmup=20, steps=200, thin=2, start=start, num_samples=100)
     assert bool((inference.draws.eps[..., 0] <= plain.mean[:, 0] + 0.3).all())
     assert bool((inference.report["divergences"] > 0).all())
     assert inference.draws.eps.std(0).min() > 0.05
@@ -157,7 +170,7 @@ def test_what_cannot_be_computed_is_left_again_and_counted(name: str) -> None:
     ("settings", "words"),
     [
         ({"rate": 2.5}, "Expected rate below 2"),
-        ({"chains": 0}, "Expected chains as a positive integer"),
+        ({"num_chains": 0}, "Expected num_chains as a positive integer"),
         ({"steps": 10, "thin": 4}, "Expected steps of at least 4 times thin"),
         ({"schedule": "linear"}, "Expected schedule as one of constant, cosine"),
         ({"batch_size": 0}, "Expected batch_size as a positive integer"),

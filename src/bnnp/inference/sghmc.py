@@ -55,10 +55,10 @@ class State:
 def build(
     target: Target,
     *,
-    chains: int = 4,
+    num_chains: int = 4,
     climb: int | None = None,
     climb_rate: float = 0.05,
-    warm_up: int = 1000,
+    warmup: int = 1000,
     steps: int = 4000,
     thin: int = 10,
     batch_size: int | None = None,
@@ -71,10 +71,10 @@ def build(
 
     Arguments:
         target: what to work on.
-        chains: number of chains of each task.
+        num_chains: number of chains of each task.
         climb: steps of Adam on the way up; None for 500, or 0 where a start is given.
         climb_rate: of Adam at first; it falls to zero along a cosine.
-        warm_up: steps whose draws are left out.
+        warmup: steps whose draws are left out.
         steps: steps behind them.
         thin: one draw is kept of so many steps.
         batch_size: points in a batch; None for all.
@@ -92,17 +92,17 @@ def build(
     Example:
         >>> from bnnp import BNNP, inference
         >>> F = inference.functional(BNNP(1, 1, hidden=(4,)), [[0.0], [1.0]], [[0.1], [0.2]])
-        >>> inference.run(F, build, climb=20, warm_up=10, steps=40, num_samples=3).posterior.predict([[0.5]]).mean.shape
+        >>> inference.run(F, build, climb=20, warmup=10, steps=40, num_samples=3).posterior.predict([[0.5]]).mean.shape
         torch.Size([1, 1])
     """
     start = check_start(target, start)
     rate = check_share(rate, "rate", 2.0)
     plan = check_plan(
         target,
-        chains=chains,
+        num_chains=num_chains,
         climb=climb,
         climb_rate=climb_rate,
-        warm_up=warm_up,
+        warmup=warmup,
         steps=steps,
         thin=thin,
         batch_size=batch_size,

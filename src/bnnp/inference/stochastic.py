@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bnnp.inference.ascent import Ascent, ascend, begin, check_batch_size, cosine, gradient_at, stiffness
+from bnnp.inference.diagnostics import FEWEST, ess_bulk, ess_tail, rhat
 from bnnp.inference.engine import Draws, picked
 from bnnp.inference.target import Target
 from bnnp.likelihoods.base import check_positive
@@ -31,10 +32,10 @@ SCHEDULES = ("constant", "cosine")
 class Plan:
     """Hold the settings that engines share; see their `build`."""
 
-    chains: int
+    num_chains: int
     climb: int
     climb_rate: float
-    warm_up: int
+    warmup: int
     steps: int
     thin: int
     batch_size: int | None
@@ -44,7 +45,7 @@ class Plan:
     @property
     def num_updates(self) -> int:
         """Return the number of updates of a whole run."""
-        return self.climb + self.warm_up + self.steps
+        return self.climb + self.warmup + self.steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +80,10 @@ class Chains:
 def check_plan(
     target: Target,
     *,
-    chains: int,
+    num_chains: int,
     climb: int | None,
     climb_rate: float,
-    warm_up: int,
+    warmup: int,
     steps: int,
     thin: int,
     batch_size: int | None,
@@ -97,7 +98,7 @@ def check_plan(
     """
     if climb is None:
         climb = 0 if start is not None else 500
-    for name, value in (("climb", climb), ("warm_up", warm_up)):
+    for name, value in (("climb", climb), ("warmup", warmup)):
         if value != 0:
             check_count(value, name)
     if check_count(steps, "steps") // check_count(thin, "thin") < 4:
@@ -105,13 +106,13 @@ def check_plan(
     if schedule not in SCHEDULES:
         raise ValueError(f"Expected schedule as one of {', '.join(SCHEDULES)}. Got {schedule!r}.")
     rate, size = check_positive(climb_rate, "climb_rate"), check_batch_size(target, batch_size)
-    return Plan(check_count(chains, "chains"), climb, rate, warm_up, steps, thin, size, schedule, boost)
+    return Plan(check_count(num_chains, "num_chains"), climb, rate, warmup, steps, thin, size, schedule, boost)
 
 
 def opened(target: Target, plan: Plan, start: Tensor | None, seed: int, name: str) -> Chains:
     """Return chains at their starts."""
     generator = seeded(seed, name)
-    ascent = begin(target, plan.chains, start, generator)
+    ascent = begin(target, plan.num_chains, start, generator)
     nothing = torch.zeros(target.num_tasks, dtype=target.dtype, device=target.device)
     return Chains(ascent, ascent.eps, None, ascent.eps, (), nothing, nothing, 0, 0, generator)
 
@@ -128,7 +129,7 @@ def evaluated(target: Target, chains: Chains, plan: Plan) -> tuple[Chains, Tenso
 
     A chain whose gradient is not finite is put back to its last point that had one, with a gradient of zero: `safe` is where to go from.
     """
-    eps, spent = chains.ascent.eps, plan.chains
+    eps, spent = chains.ascent.eps, plan.num_chains
     limit, centre = chains.limit, chains.centre
     if limit is None:
         centre = eps
@@ -138,7 +139,7 @@ def evaluated(target: Target, chains: Chains, plan: Plan) -> tuple[Chains, Tenso
     fine = gradient.isfinite().all(-1)
     safe = torch.where(fine.unsqueeze(-1), eps, chains.safe)
     gradient = torch.where(fine.unsqueeze(-1), gradient, torch.zeros_like(gradient))
-    kept, heat, walked = chains.kept, chains.heat, chains.step - plan.climb - plan.warm_up
+    kept, heat, walked = chains.kept, chains.heat, chains.step - plan.climb - plan.warmup
     if walked >= 0 and walked % plan.thin == plan.thin - 1:
         kept, heat = (*kept, safe), heat - ((safe - centre) * gradient).sum(-1).mean(0) / target.dim
     found = replace(
@@ -159,9 +160,9 @@ def evaluated(target: Target, chains: Chains, plan: Plan) -> tuple[Chains, Tenso
 def step_of(chains: Chains, plan: Plan) -> float:
     """Return by what the step size is multiplied now: 1, or with "cosine" from `boost` at the beginning of the warm-up to 1 at its end."""
     walked = chains.step - 1 - plan.climb
-    if plan.schedule == "constant" or walked >= plan.warm_up:
+    if plan.schedule == "constant" or walked >= plan.warmup:
         return 1.0
-    return 1.0 + (plan.boost - 1.0) * cosine(walked, plan.warm_up)
+    return 1.0 + (plan.boost - 1.0) * cosine(walked, plan.warmup)
 
 
 def drawn(chains: Chains, n: int, seed: int, name: str) -> Draws:
@@ -174,8 +175,23 @@ def drawn(chains: Chains, n: int, seed: int, name: str) -> Draws:
 def summary(target: Target, chains: Chains) -> dict[str, Tensor]:
     """Return how far the draws can be trusted, each with shape (T,).
 
+    R-hat and effective sample sizes are the worst over what the target monitors; NaN after fewer than four draws. Chains share their
+    batches, so with small ones R-hat flatters.
     "temperature" is the mean of -(eps - c) . gradient / dim, c any fixed point: 1 for draws of the posterior, by integration by parts.
     Above 1, steps too large or batches too small have heated the chain; far from 1 on either side, it has not mixed. "divergences" counts
     what left the range of numbers.
     """
-    return {"temperature": chains.heat / max(len(chains.kept), 1), "divergences": chains.lost}
+    found = {"temperature": chains.heat / max(len(chains.kept), 1), "divergences": chains.lost}
+    if len(chains.kept) < FEWEST:
+        return {**dict.fromkeys(("rhat", "ess_bulk", "ess_tail"), torch.full_like(chains.heat, torch.nan)), **found}
+    with torch.no_grad():
+        traces = torch.stack([target.monitor(eps) for eps in chains.kept])
+    # What never changes, such as the output at an input where it is known, says nothing.
+    still = (traces == traces[:1, :1]).all(0).all(0)
+    still = still & ~still.all(-1, keepdim=True)
+    return {
+        "rhat": rhat(traces).masked_fill(still, -torch.inf).amax(-1),
+        "ess_bulk": ess_bulk(traces).masked_fill(still, torch.inf).amin(-1),
+        "ess_tail": ess_tail(traces).masked_fill(still, torch.inf).amin(-1),
+        **found,
+    }
