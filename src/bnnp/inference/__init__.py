@@ -1,14 +1,16 @@
 """Inference by any engine, under any prior: one whitened log-joint, and engines of one fixed shape that take it."""
 
-from bnnp.inference import hmc, mala, nuts
+from bnnp.inference import amortised, hmc, mala, nuts, smc
 from bnnp.inference.engine import Build, Draws, Engine, Inference, run
 from bnnp.inference.functional import Functional, functional
 from bnnp.inference.target import Target
 
 ENGINES: dict[str, Build] = {
+    "amortised": amortised.build,
     "hmc": hmc.build,
     "mala": mala.build,
     "nuts": nuts.build,
+    "smc": smc.build,
 }
 """Every engine by its name."""
 
