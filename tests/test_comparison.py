@@ -127,7 +127,10 @@ def test_rows_have_priors_starts_settings_and_sizes_of_their_own() -> None:
     torch.testing.assert_close(CALLS[0]["start"], start)
     assert [call["start"] is None for call in CALLS] == [False, True, True]
     text = str(found)
-    assert "started from the amortised posterior: own" in text and "prior learned: own; diagonal, fixed: fixed; of another model" in text
+    assert (
+        "started from the amortised posterior: own" in text
+        and "prior learned: own; diagonal, fixed: fixed; of another model: borrowed" in text
+    )
     assert "drawn: fixed (7 draws)" in text and "a poor estimate" in text
 
 
@@ -173,6 +176,16 @@ def test_splits_are_those_of_a_seed_and_masks_are_kept() -> None:
     masked = bnnp.compare(model, [(xc, yc, keep, xt, yt, None)], [Row("x", build)], num_samples=3)["x"]
     dropped = bnnp.compare(model, [(xc[keep], yc[keep], xt, yt)], [Row("x", build)], num_samples=3)["x"]
     assert masked.per_task == dropped.per_task
+
+
+def test_rows_that_take_batches_work_on_all_layers() -> None:
+    def batched(target: Target, *, batch_size: int | None = None) -> Engine:
+        return build(target)
+
+    rows = [Row("a", batched), Row("b", batched, settings={"batch_size": 2}), Row("c", batched, settings={"batch_size": 2}, collapse=True)]
+    found = bnnp.compare(made(), problems(), [*rows, "amortised"], num_samples=3, collapse=None)
+    assert [row.collapsed for row in found.rows] == [True, False, True, True]
+    assert "last layer integrated out: all but b (3 draws)" in str(found) and "last layer drawn: b (3 draws)" in str(found)
 
 
 def test_class_labels_have_scores_of_their_own() -> None:

@@ -36,6 +36,8 @@ __all__ = ["Row", "compare"]
 
 AMORTISED = "amortised"
 """The engine that is the model's own forward pass, with its last layer in closed form."""
+WHOLE, WHOLE_WITH = ("givi", "swag"), ("batch_size", "anchored")
+"""Engines that work on all layers, and settings that make others do so: points, or their noise, must not be coupled."""
 GRID_POINTS, FUNCTIONS = 100, 5
 """Of the curves that are kept for pictures."""
 FEWEST_FOR_PARETO = 25
@@ -108,7 +110,8 @@ def compare(
         prior: None for the model's own; another as of `bnnp.inference.functional`.
         likelihood: another than the model's own, such as `Gaussian(0.1, learn_noise=False)`, for all rows, the amortised one too.
         context_fraction: share of context points, for pairs.
-        collapse: integrate the last layer out; where not given, wherever the likelihood has a closed form for it.
+        collapse: integrate the last layer out; where not given, wherever the likelihood has a closed form for it, but for engines that take
+            batches of points.
         num_samples: draws that predict.
         seed: of the splits and of every engine.
         settings: name of an engine -> its settings.
@@ -182,11 +185,13 @@ class _Study:
     def filled(self, row: Row) -> Row:
         """Return a row with what it leaves to the call."""
         likelihood = self.model.likelihood if self.likelihood is None else self.likelihood
-        collapse = next((c for c in (row.collapse, self.collapse) if c is not None), likelihood.conjugate)
+        settings = {**self.settings.get(row.engine_name, {}), **row.settings}
+        whole = row.engine_name in WHOLE or any(settings.get(name) for name in WHOLE_WITH)
+        collapse = next((c for c in (row.collapse, self.collapse) if c is not None), likelihood.conjugate and not whole)
         return dataclasses.replace(
             row,
             prior=self.prior if row.prior is None else row.prior,
-            settings={**self.settings.get(row.engine_name, {}), **row.settings},
+            settings=settings,
             warm_start=(self.warm_start if row.warm_start is None else row.warm_start) and row.engine != AMORTISED,
             collapse=likelihood.conjugate if row.engine == AMORTISED else collapse,
             num_samples=check_count(self.num_samples if row.num_samples is None else row.num_samples, "num_samples"),
