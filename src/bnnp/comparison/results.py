@@ -163,7 +163,7 @@ class Comparison:
             notes.append(f"behind: joint log density of {self.reference} less that of the row, task by task")
         for word, rows in _grouped([("integrated out" if row.collapsed else "drawn", row) for row in done]).items():
             sizes = _grouped([(row.num_samples, row) for row in rows])
-            parts = [f"{', '.join(row.name for row in some)} ({S} draws)" for S, some in sizes.items()]
+            parts = [f"{_names(some, done)} ({S} draws)" for S, some in sizes.items()]
             notes.append(f"last layer {word}: {'; '.join(parts)}")
         if any(not row.collapsed for row in done):
             notes.append(
@@ -172,10 +172,10 @@ class Comparison:
         if any({"rhat", "ess_bulk", "pareto_k"} & set(row.diagnostics) for row in done):
             notes.append("R-hat, ESS, Pareto k: worst task, median over tasks. Trust R-hat below 1.01, k below 0.7")
         if any(row.warm_start for row in done):
-            notes.append(f"started from the amortised posterior: {', '.join(row.name for row in done if row.warm_start)}")
+            notes.append(f"started from the amortised posterior: {_names([row for row in done if row.warm_start], done)}")
         priors = _grouped([(row.prior, row) for row in done])
         if len(priors) > 1:
-            notes.append("prior " + "; ".join(f"{word}: {', '.join(row.name for row in rows)}" for word, rows in priors.items()))
+            notes.append("prior " + "; ".join(f"{word}: {_names(rows, done)}" for word, rows in priors.items()))
         return notes
 
     def to_dict(self) -> dict[str, Any]:
@@ -310,6 +310,14 @@ def _column(table: Comparison, rows: Sequence[Result], header: str, cell: Cell) 
     cells = [cell(table, row) for row in rows]
     width = max(map(len, (header, *cells)))
     return [part.rjust(width) for part in (header, *cells)] if any(cells) else None
+
+
+def _names(some: Sequence[Result], rows: Sequence[Result]) -> str:
+    """Return the names of some of the rows, or those left out where these are fewer."""
+    rest = [row.name for row in rows if row not in some]
+    if len(rest) < min(3, len(some)):
+        return "all rows" if not rest else f"all but {' and '.join(rest)}"
+    return ", ".join(row.name for row in some)
 
 
 def _grouped(pairs: Sequence[tuple[Any, Result]]) -> dict[Any, list[Result]]:

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ __all__ = ["Row", "compare"]
 
 AMORTISED = "amortised"
 """The engine that is the model's own forward pass, with its last layer in closed form."""
+WHOLE, WHOLE_WITH = ("givi", "swag"), ("batch_size", "anchored")
+"""Engines that work on all layers, and settings that make others do so: points, or their noise, must not be coupled."""
 GRID_POINTS, FUNCTIONS = 100, 5
 """Of the curves that are kept for pictures."""
 FEWEST_FOR_PARETO = 25
@@ -67,7 +70,15 @@ class Row:
     @property
     def engine_name(self) -> str:
         """Return the name of the engine: of a function that of its module."""
-        return self.engine if isinstance(self.engine, str) else str(getattr(self.engine, "__module__", "engine")).rpartition(".")[2]
+        build = self.engine
+        while isinstance(build, partial):
+            build = build.func
+        return build if isinstance(build, str) else str(getattr(build, "__module__", "engine")).rpartition(".")[2]
+
+    @property
+    def passes(self) -> bool:
+        """Return whether it is the model's forward pass and nothing else."""
+        return self.engine == AMORTISED and not self.settings
 
 
 def compare(
@@ -99,14 +110,15 @@ def compare(
         prior: None for the model's own; another as of `bnnp.inference.functional`.
         likelihood: another than the model's own, such as `Gaussian(0.1, learn_noise=False)`, for all rows, the amortised one too.
         context_fraction: share of context points, for pairs.
-        collapse: integrate the last layer out; where not given, wherever the likelihood has a closed form for it.
+        collapse: integrate the last layer out; where not given, wherever the likelihood has a closed form for it, but for engines that take
+            batches of points.
         num_samples: draws that predict.
         seed: of the splits and of every engine.
         settings: name of an engine -> its settings.
         warm_start: start the engines from the amortised posterior.
         reference: name of the row that others are compared with; the first where not given.
         shown: of how many tasks predictions are kept for pictures, where input and output have one dimension.
-        folder: where finished rows are kept, one small JSON file each; what is there is not run again.
+        folder: where finished rows are kept, one small JSON file each; what is there is not run again, and a row that was stopped goes on.
         progress: show a line of progress on standard error.
 
     Returns:
@@ -173,11 +185,13 @@ class _Study:
     def filled(self, row: Row) -> Row:
         """Return a row with what it leaves to the call."""
         likelihood = self.model.likelihood if self.likelihood is None else self.likelihood
-        collapse = next((c for c in (row.collapse, self.collapse) if c is not None), likelihood.conjugate)
+        settings = {**self.settings.get(row.engine_name, {}), **row.settings}
+        whole = row.engine_name in WHOLE or any(settings.get(name) for name in WHOLE_WITH)
+        collapse = next((c for c in (row.collapse, self.collapse) if c is not None), likelihood.conjugate and not whole)
         return dataclasses.replace(
             row,
             prior=self.prior if row.prior is None else row.prior,
-            settings={**self.settings.get(row.engine_name, {}), **row.settings},
+            settings=settings,
             warm_start=(self.warm_start if row.warm_start is None else row.warm_start) and row.engine != AMORTISED,
             collapse=likelihood.conjugate if row.engine == AMORTISED else collapse,
             num_samples=check_count(self.num_samples if row.num_samples is None else row.num_samples, "num_samples"),
@@ -198,16 +212,16 @@ class _Study:
         assert row.warm_start is not None and row.collapse is not None and row.num_samples is not None
         result = Result(row.name, row.engine_name, self.words(row.prior), row.warm_start, row.collapse, row.num_samples)
         try:
-            result = self.found(row, result)
+            result = self.found(row, result, folder)
         except Exception as error:
             return dataclasses.replace(result, failed=f"{type(error).__name__}: {error}")
         if file is not None:
             write_atomically(file, json.dumps({"key": key, **result.to_dict()}).encode())
         return result
 
-    def found(self, row: Row, blank: Result) -> Result:
+    def found(self, row: Row, blank: Result, folder: Path | None) -> Result:
         """Run a row and score what it finds."""
-        source = _Source(self, row)
+        source = _Source(self, row, None if folder is None else folder / f"{_slug(row.name)}.state")
         scores = evaluate(source, self.splits, num_samples=blank.num_samples, seed=self.seed, batch_size=len(self.splits))
         assert source.posterior is not None
         return dataclasses.replace(
@@ -271,6 +285,7 @@ class _Source:
 
     study: _Study
     row: Row
+    folder: Path | None
     posterior: Posterior | None = None
     report: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = math.nan
@@ -280,40 +295,40 @@ class _Source:
         """Return the posterior that the row's engine finds."""
         study, row = self.study, self.row
         with torch.enable_grad():
+            if row.passes:
+                return self._passed(xc, yc, mask, num_samples)
             begun = time.perf_counter()
-            if row.engine == AMORTISED:
-                likelihood = self._checked(xc, yc, mask)
-                begun = time.perf_counter()
-                posterior = study.amortised(xc, yc, mask, num_samples, likelihood)
-                self.seconds = time.perf_counter() - begun
-                self.report = _report(posterior)
-            else:
-                F = functional(study.model, xc, yc, mask, prior=row.prior, likelihood=study.likelihood, collapse=bool(row.collapse))
-                start = None
-                if row.warm_start:
-                    start = study.amortised(xc, yc, mask, num_samples, None if study.likelihood is None else copy.deepcopy(F.likelihood))
-                build = ENGINES[row.engine] if isinstance(row.engine, str) else row.engine
-                options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": study.progress, **row.settings}
-                inference = run(F, build, warm_start=start, **options)
-                self.seconds = time.perf_counter() - begun
-                assert inference.posterior is not None
-                posterior, self.report, self.gradients = inference.posterior, inference.report, inference.gradients
-        self.posterior = posterior
-        return posterior
+            F = functional(study.model, xc, yc, mask, prior=row.prior, likelihood=study.likelihood, collapse=bool(row.collapse))
+            own = None if study.likelihood is None else copy.deepcopy(F.likelihood)
+            built = time.perf_counter() - begun
+            begun = time.perf_counter()
+            start = study.amortised(xc, yc, mask, num_samples, own) if row.warm_start else None
+            started = time.perf_counter() - begun
+            build = ENGINES[row.engine] if isinstance(row.engine, str) else row.engine
+            options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": study.progress, "folder": self.folder}
+            options |= {"model": study.model} if row.engine == AMORTISED else {}
+            found = run(F, build, warm_start=start, **{**options, **row.settings})
+        assert found.posterior is not None
+        # What an earlier process spent on a run that goes on here is in its own seconds.
+        self.seconds, self.gradients = built + started + found.seconds, found.gradients
+        self.posterior, self.report = found.posterior, found.report
+        return found.posterior
 
-    def _checked(self, xc: Tensor, yc: Tensor, mask: Tensor | None) -> Likelihood | None:
-        """Return the likelihood for the amortised row, in the network's units; None for the model's own."""
-        study = self.study
+    def _passed(self, xc: Tensor, yc: Tensor, mask: Tensor | None, count: int) -> Posterior:
+        """Return the model's forward pass."""
+        study, own = self.study, None
         if self.row.prior is not None and self.row.prior is not study.model:
             raise ValueError(
                 f"Expected the model's own prior for the amortised posterior. Got one that is {study.words(self.row.prior)}, which its "
                 "inference networks do not know. Use another engine for this row."
             )
-        if self.row.settings:
-            raise ValueError(f"Expected no settings of the amortised posterior. Got {sorted(self.row.settings)}.")
-        if study.likelihood is None:
-            return None
-        return copy.deepcopy(functional(study.model, xc, yc, mask, likelihood=study.likelihood).likelihood)
+        if study.likelihood is not None:
+            own = copy.deepcopy(functional(study.model, xc, yc, mask, likelihood=study.likelihood).likelihood)
+        begun = time.perf_counter()
+        self.posterior = study.amortised(xc, yc, mask, count, own)
+        self.seconds = time.perf_counter() - begun
+        self.report = _report(self.posterior)
+        return self.posterior
 
 
 def _report(posterior: Posterior) -> dict[str, Tensor]:
