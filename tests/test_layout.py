@@ -60,7 +60,7 @@ EDGE: dict[str, set[str]] = {
     "choice": {"checkpoint", "evaluation", "settings", "training"},
     "reading": {"evaluation"},
     "trust": {"calibration"},
-    "inference": set(),
+    "inference": {"checkpoint"},
     "data": set(),
     "plots": set(),
     "plots_prior": {"plots", "reading"},
@@ -86,8 +86,8 @@ EDGE |= {
 }
 REQUIRED = {"torch", "numpy", "safetensors"}
 OPTIONAL = set(
-    "PIL anyio arviz matplotlib mpl_toolkits netCDF4 pandas polars pyarrow rich scipy sklearn starlette typer uvicorn wfdb xarray "
-    "zarr".split()
+    "PIL anyio arviz laplace matplotlib mpl_toolkits netCDF4 pandas polars posteriors pyarrow pyro rich scipy sklearn starlette typer "
+    "uvicorn wfdb xarray zarr".split()
 )
 # What cannot be used at all without its optional package, and is imported by nothing but its user.
 NEEDS_ITS_EXTRA = {"cli", "commands", "console", "estimator"}

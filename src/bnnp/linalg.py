@@ -22,6 +22,7 @@ __all__ = [
     "eigh",
     "log_det",
     "lower_inverse",
+    "quiet_cholesky",
     "solve_lower",
     "solve_lower_transposed",
     "to_compute",
@@ -103,6 +104,19 @@ def cholesky(M: Tensor) -> Tensor:
         f"Got one at batch index {where} that no jitter up to 1e6 units of rounding repairs. Use float64 factorisations "
         "(factor_dtype), or check the scale of inputs and noise."
     )
+
+
+def quiet_cholesky(M: Tensor) -> Tensor:
+    """Factorise M = R R^T, with NaN for the matrices that have no factor: for samplers, which may ask anywhere and reject what fails.
+
+    It looks at no value, so it works under `torch.func.vmap`.
+
+    Example:
+        >>> quiet_cholesky(torch.tensor([[[4.0]], [[-1.0]]])).flatten()
+        tensor([2., nan])
+    """
+    R, info = torch.linalg.cholesky_ex(M)
+    return torch.where((info > 0)[..., None, None], torch.full_like(R, torch.nan), R)
 
 
 def _first_failure(M: Tensor, info: Tensor) -> tuple[int, ...]:

@@ -269,7 +269,15 @@ class Posterior:
     @property
     def kl(self) -> Tensor:
         """Return KL(q || p) of each task with shape (T,): closed form in each layer, Monte Carlo over the layers before it."""
+        self._check_known_q()
         return self.per_task(self.particles.mean(self.particles.kl))
+
+    def _check_known_q(self) -> None:
+        if bool(self.particles.drawn_kl.isnan().any()):
+            raise ValueError(
+                "Expected draws of model.condition, whose density q is known. Got draws of another inference engine. Its report says how "
+                "far they can be trusted, and bnnp.inference.evidence estimates the evidence from them."
+            )
 
     @property
     def elbo(self) -> Tensor:
@@ -283,6 +291,7 @@ class Posterior:
     @property
     def bounds(self) -> Tensor:
         """Return what each particle says of `elbo`, with shape (S, T), in the precision of the factorisations."""
+        self._check_known_q()
         if self.applied is not None:
             raise ValueError("Expected draws from q for the bound. Got resampled particles. Use diagnose().log_evidence, or refresh().")
         return self._scored().elbo() - self._seen_volume()
@@ -293,6 +302,7 @@ class Posterior:
 
         What resampling has used up is taken off, so the mean of the exponentials is the evidence of all points seen.
         """
+        self._check_known_q()
         weights = self._scored().log_weights - self._seen_volume()
         return weights if self.applied is None else weights - self.applied
 

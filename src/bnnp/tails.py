@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["cell_middles", "draw_level", "log_mass", "log_scale"]
+__all__ = ["cell_middles", "draw_level", "log_mass", "log_scale", "normal_of_log_scale"]
 
 _REACH, _KNOTS = 5.0, 401
 _BISECTIONS = 200
@@ -46,6 +46,19 @@ def log_scale(z: Tensor, dof: float) -> Tensor:
     at = (z + _REACH) * ((_KNOTS - 1) / (2 * _REACH))
     low = at.detach().floor().clamp(0, _KNOTS - 2).long()
     return table[low] + (at - low) * (table[low + 1] - table[low])
+
+
+def normal_of_log_scale(log_tau: Tensor, dof: float) -> Tensor:
+    """Return the standard normal z with `log_scale(z, dof)` equal to these numbers: its inverse.
+
+    Example:
+        >>> normal_of_log_scale(log_scale(torch.tensor([-6.0, 0.5]), dof=4.0), dof=4.0)
+        tensor([-6.0000,  0.5000])
+    """
+    table = _table(dof).to(log_tau)
+    low = (torch.searchsorted(table, log_tau.detach().contiguous()) - 1).clamp(0, _KNOTS - 2)
+    inside = (log_tau - table[low]) / (table[low + 1] - table[low])
+    return (low + inside) * (2 * _REACH / (_KNOTS - 1)) - _REACH
 
 
 def cell_middles() -> Tensor:
