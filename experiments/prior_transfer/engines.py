@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import time
 from collections.abc import Callable
@@ -71,16 +72,21 @@ class Answering:
         """Return what an engine of the package finds."""
         row = self.row
         target = self.functional(xc, yc, mask, row.get("collapse", False))
-        settings = dict(row.get("settings", {}))
-        if row.get("warm"):
-            draws = settings.get("num_chains", num_samples)
-            settings["warm_start"] = self.model.condition(xc, yc, mask=mask, num_samples=max(draws, num_samples), seed=seed)
+        start = self.model.condition(xc, yc, mask=mask, num_samples=num_samples, seed=seed) if row.get("warm") else None
         build = importlib.import_module(f"bnnp.inference.{row['engine']}").build
-        found = run(target, build, num_samples=num_samples, seed=seed, **settings)
+        # Bound here, since some engines have a setting of the name of an argument of `run`.
+        engine = functools.partial(build, **row.get("settings", {}))
+        found = run(target, engine, num_samples=num_samples, seed=seed, warm_start=start)
         self.gradients = found.gradients
         self._note(found.report)
         self.draws = found.draws
         return found.posterior
+
+    def no_inference(self, xc: Tensor, yc: Tensor, mask: Tensor | None, num_samples: int, seed: int) -> Any:
+        """Return draws of the hidden layers from the prior, which saw no data, with the last layer integrated out given them."""
+        target = self.functional(xc, yc, mask, True)
+        eps = torch.randn(num_samples, 1, target.dim, generator=seeded(seed, "prior"), dtype=torch.float64)
+        return target.posterior(eps.expand(-1, target.num_tasks, -1))
 
     def fit(self, xc: Tensor, yc: Tensor, mask: Tensor | None, num_samples: int, seed: int) -> Any:
         """Return the posterior of inference networks that were trained on this one task, under the fixed prior."""
@@ -156,6 +162,7 @@ def fixed_twin(model: bnnp.BNNP, config: Config) -> bnnp.BNNP:
 KINDS: dict[str, Callable[..., Any]] = {
     "oracle": Answering.oracle,
     "amortised": Answering.amortised,
+    "no inference": Answering.no_inference,
     "engine": Answering.engine,
     "fit": Answering.fit,
 }
