@@ -56,6 +56,7 @@ class Engine:
         sample: from a state, a number n and a seed to n draws.
         report: from a state to numbers with shape (T,): "rhat", "ess_bulk", "ess_tail", "acceptance", "divergences", "elbo",
             "log_evidence", "log_evidence_se", whichever the engine has.
+        through: from a state to the functional through which its draws predict, where that is not the target.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Engine:
     update: Callable[[Any], Any]
     sample: Callable[[Any, int, int], Draws]
     report: Callable[[Any], dict[str, Tensor]]
+    through: Callable[[Any], Functional] | None = None
 
 
 Build = Callable[..., Engine]
@@ -149,7 +151,9 @@ def run(
     if isinstance(target, Functional):
         of_single = [t.squeeze(1) if target.single and t is not None else t for t in (draws.eps, draws.log_weights)]
         assert of_single[0] is not None
-        posterior = target.posterior(of_single[0], of_single[1])
+        through = target if built.through is None else built.through(state)
+        through = through.task(0) if target.single and not through.single else through
+        posterior = through.posterior(of_single[0], of_single[1])
     return Inference(built.name, draws, report, seconds, int(state.gradients), posterior)
 
 
