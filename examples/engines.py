@@ -31,6 +31,7 @@ ROWS: list[str | Row] = [
     Row("10 steps of HMC from the amortised", "hmc", warm_start=True, settings={"num_chains": 32, "warmup": 10, "draws": 10}),
     Row("nuts, prior not learned", "nuts", prior="diagonal"),
 ]
+SHOWN = ("amortised", "ensemble", "nuts", "nuts, prior not learned")
 
 
 def sinusoids(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -61,8 +62,8 @@ def main(steps: int = 600, tests: int = 8, quick: bool = False, folder: str | Pa
     print(found)
     found.save(folder / "engines.json")
     save_figure(found.plot_scores(), folder / "scores.png")
-    first = [row.name for row in found.rows if row.failed is None][:4]
-    print(f"picture: {save_figure(found.plot_predictions(first), folder / 'predictions.png')}")
+    shown = [row.name for row in found.rows if row.name in SHOWN and row.failed is None]
+    print(f"picture: {save_figure(found.plot_predictions(shown), folder / 'predictions.png')}")
     return found
 
 

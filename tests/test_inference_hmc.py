@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
-from tests.engines import GaussianTarget, gaussian_target, linear_problem, moment_errors
-from torch import Tensor
+from tests.engines import gaussian_target, linear_problem, moment_errors
 
-import bnnp
-from bnnp.calibration import uniformity
-from bnnp.inference import Functional, Target, adaptation, functional, hmc, mala, nuts, run
-from bnnp.inference.adaptation import DualAveraging, Moments, Point, first_step, kinetic, leapfrog, schedule
-from bnnp.inference.chains import State
-from bnnp.seeds import seeded
+from bnnp.inference import hmc, mala, nuts, run
 
 BUILDS: dict[str, Callable[..., Any]] = {"hmc": hmc.build, "nuts": nuts.build, "mala": mala.build}
 SHORT: dict[str, dict[str, Any]] = {
