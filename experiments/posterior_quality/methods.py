@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 import bnnp
+from bnnp.checkpoint import read_bundle, write_bundle
 from bnnp.data.synthetic import SyntheticTask
 from bnnp.importance import log_mean_exp, psis
+from bnnp.inference import Draws, Functional, evidence, functional, run, smc
+from bnnp.inference.amortised import Amortised
 from bnnp.networks import BNNP
 from experiments.posterior_quality.fitted import VARIANTS, build, fit, fitted_model
 from experiments.posterior_quality.problem import scored_tasks, training_tasks
@@ -54,7 +57,7 @@ def fitted(config: Mapping[str, Any], plan: Mapping[str, Any], noise: float, see
     tasks, seeds = scored_tasks(config), config["seeds"]
     last_layer, objective = VARIANTS[plan["variant"]]
     model = fitted_model(config, noise, [s for s in seeds for _ in tasks], last_layer)
-    log = place.with_suffix(".jsonl")
+    log = place.parent / f"{place.name}.jsonl"
     log.unlink(missing_ok=True)
     fit(model, tasks * len(seeds), objective, {**config["fit"], **plan.get("fit", {})}, seeds[0], log)
     return _bounds(config, model, tasks * len(seeds))
@@ -98,4 +101,94 @@ def meta(config: Mapping[str, Any], plan: Mapping[str, Any], noise: float, seed:
     return {**_bounds(config, model, scored_tasks(config)), "skipped": trained.skipped}
 
 
-METHODS: dict[str, Method] = {"fitted": fitted, "prior": prior, "meta": meta}
+def _functional(config: Mapping[str, Any], noise: float, collapse: bool, times: int = 1) -> Functional:
+    """Return the log-joint of the scored tasks, the whole list of them so many times over."""
+    tasks = scored_tasks(config) * times
+    return functional(build(config, noise, 0), [task.x for task in tasks], [task.y for task in tasks], collapse=collapse)
+
+
+def engine(config: Mapping[str, Any], plan: Mapping[str, Any], noise: float, seed: int, place: Path) -> Record:
+    """Fit a variational engine to each task, for all seeds at once: copies of a task are tasks of their own, with noise of their own."""
+    seeds, T = plan.get("own_seeds", config["seeds"]), config["tasks"]
+    F = _functional(config, noise, plan.get("collapse", False), len(seeds))
+    found = run(F, plan["engine"], num_samples=1, seed=seeds[0], folder=place, **plan["settings"]).report
+    names = {"value": "elbo", "error": "elbo_se", "weighted": "log_evidence", "weighted_error": "log_evidence_se", "pareto_k": "pareto_k"}
+    return {key: _rows(found[name], T) for key, name in names.items()}
+
+
+def tempered(config: Mapping[str, Any], plan: Mapping[str, Any], noise: float, seed: int, place: Path) -> Record:
+    """Estimate the evidence by tempering from the prior, or from the amortised posterior; the particles are kept for bridges."""
+    F, settings = _functional(config, noise, True), {**plan["settings"], **plan.get("at", {}).get(f"{noise:g}", {})}
+    if plan.get("base") == "amortised":
+        settings["proposal"] = _amortised(config, F, noise, place)
+    # Not the engine's own `folder`: a proposal cannot be told from another by its settings.
+    built = smc.build(F.batched, **settings)
+    state, log = built.init(seed), place.parent / f"{place.name}.jsonl"
+    log.unlink(missing_ok=True)
+    for _ in range(built.num_updates):
+        state = built.update(state)
+        with open(log, "a") as file:
+            file.write(json.dumps({"stage": state.stage, "inverse_temperature": state.inverse_temperature.tolist()}) + "\n")
+        if bool((state.inverse_temperature >= 1).all()):
+            break
+    found, T = built.report(state), config["tasks"]
+    draws = built.sample(state, plan["kept"], seed)
+    distinct = found["ancestors"] * settings["num_populations"]
+    log_weights = torch.zeros(draws.eps.shape[:2]) if draws.log_weights is None else draws.log_weights
+    write_bundle(place, "draws", {"noise": noise}, {"eps": draws.eps, "log_weights": log_weights, "distinct": distinct})
+    return {
+        "value": _rows(found["log_evidence"], T),
+        "error": _rows(found["log_evidence_se"], T),
+        "bennett": _rows(found["log_evidence_bar"], T),
+        "bennett_error": _rows(found["log_evidence_bar_se"], T),
+        "stages": _rows(found["stages"], T),
+        "ancestors": _rows(found["ancestors"], T),
+    }
+
+
+def _amortised(config: Mapping[str, Any], F: Functional, noise: float, place: Path) -> Amortised:
+    """Return the posterior of the meta-trained network for this noise, which the cell before this one trained."""
+    return Amortised(F, bnnp.load(_beside(place, f"BNNP_meta-trained_{noise:g}_0") / "last"))
+
+
+def _beside(place: Path, name: str) -> Path:
+    """Return the files of another cell."""
+    found = place.parent / name
+    if not found.exists():
+        raise SystemExit(f"Expected the files of an earlier cell in {found}. Got none. Run that method at this noise first.")
+    return found
+
+
+def importance(config: Mapping[str, Any], plan: Mapping[str, Any], noise: float, seed: int, place: Path) -> Record:
+    """Estimate the evidence by importance sampling from the amortised posterior."""
+    F = _functional(config, noise, True)
+    found = evidence.importance(F, _amortised(config, F, noise, place), plan["draws"], seed + 1)
+    assert found.pareto_k is not None
+    T = config["tasks"]
+    return {
+        "value": _rows(found.log_evidence, T),
+        "error": _rows(found.standard_error, T),
+        "pareto_k": _rows(found.pareto_k, T),
+    }
+
+
+def bridge(config: Mapping[str, Any], plan: Mapping[str, Any], noise: float, seed: int, place: Path) -> Record:
+    """Estimate the evidence by a bridge between the amortised posterior and the particles that tempering from the prior has left."""
+    F = _functional(config, noise, True)
+    _, kept = read_bundle(_beside(place, f"{plan['draws_of'].replace(' ', '_')}_{noise:g}"), "draws")
+    draws = Draws(kept["eps"], kept["log_weights"])
+    found = evidence.bridge(F, draws, _amortised(config, F, noise, place), kept["distinct"], plan["draws"], seed + 2)
+    T = config["tasks"]
+    overlap = {} if found.overlap is None else {"overlap": _rows(found.overlap, T)}
+    return {"value": _rows(found.log_evidence, T), "error": _rows(found.standard_error, T), **overlap}
+
+
+METHODS: dict[str, Method] = {
+    "bridge": bridge,
+    "engine": engine,
+    "fitted": fitted,
+    "importance": importance,
+    "meta": meta,
+    "prior": prior,
+    "tempered": tempered,
+}

@@ -50,17 +50,18 @@ def read_config(file: Path | None = None) -> Config:
 
 
 def cells(config: Config, methods: Sequence[str] | None = None, noises: Sequence[float] | None = None) -> Iterator[Cell]:
-    """Yield what is to be measured: the meta-trained networks first, since estimates of the evidence start from them."""
-    for method, plan in config["methods"].items():
-        for noise in plan.get("noises", config["noises"]):
-            for seed in plan.get("seeds", [None]):
-                if (methods is None or method in methods) and (noises is None or noise in noises):
-                    yield Cell(method, noise, seed)
+    """Yield what is to be measured, all of one noise first, in the order of the methods: later ones need the files of earlier ones."""
+    for noise in config["noises"]:
+        for method, plan in config["methods"].items():
+            chosen = (methods is None or method in methods) and (noises is None or noise in noises)
+            if chosen and noise in plan.get("noises", config["noises"]):
+                yield from (Cell(method, noise, seed) for seed in plan.get("seeds", [None]))
 
 
 def settings(config: Config, cell: Cell) -> Config:
     """Return all that the result of a cell depends on, but for the code."""
-    shared = {key: value for key, value in config.items() if key not in ("methods", "noises", "validation_seed", "validation_tasks")}
+    unused = ("methods", "noises", "reference", "validation_seed", "validation_tasks")
+    shared = {key: value for key, value in config.items() if key not in unused}
     return {**shared, "plan": {k: v for k, v in config["methods"][cell.method].items() if k not in ("noises", "seeds")}}
 
 

@@ -39,8 +39,8 @@ def judge(reference: Record, estimate: Record) -> dict[str, Any]:
 
 def _single(record: Record) -> dict[str, Any]:
     """Return the record of an estimate, of which there is one row."""
-    kept = {key: record[key][0] for key in ("value", "error", "pareto_k", "overlap") if record.get(key) is not None}
-    return {**kept, "seconds": record["seconds"], **({"stages": record["stages"]} if "stages" in record else {})}
+    kept = {key: record[key][0] for key in ("value", "error", "pareto_k", "overlap", "bennett", "bennett_error", "stages", "ancestors") if record.get(key) is not None}
+    return {**kept, "seconds": record["seconds"]}
 
 
 def summarise(records: Mapping[Key, Record], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def tables(table: Mapping[str, Any]) -> str:
     """Return the tables in Markdown."""
-    noises = [f"{n:g}" for n in table["noises"] if f"{n:g}" in table["evidence"]]
+    noises = [f"{n:g}" for n in sorted(table["noises"]) if f"{n:g}" in table["evidence"]]
     parts = ["# Tables\n", "KL(q || posterior) in nats, mean over tasks and seeds, ± the standard error of Monte Carlo:\n"]
     rows = []
     for method, of in table["methods"].items():
