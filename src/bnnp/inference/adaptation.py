@@ -133,9 +133,7 @@ class DualAveraging:
         error = (1.0 - share) * self.error + share * (target - acceptance)
         log_step = self.centre - error * math.sqrt(t) / 0.05
         weight = t**-0.75
-        return replace(
-            self, log_step=log_step, log_average=weight * log_step + (1.0 - weight) * self.log_average, error=error, count=t
-        )
+        return replace(self, log_step=log_step, log_average=weight * log_step + (1.0 - weight) * self.log_average, error=error, count=t)
 
     def settle(self) -> DualAveraging:
         """Return the state with the averaged step size, for the draws that count."""

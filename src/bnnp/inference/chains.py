@@ -229,7 +229,7 @@ def sample(state: State, n: int, seed: int, *, settings: Settings) -> Draws:
         ValueError: no draw was made yet.
     """
     if not state.kept:
-        raise ValueError(f"Expected chains that are past their warm-up. Got {state.iteration} of {settings.updates} updates: go on updating.")
+        raise ValueError(f"Expected chains past their warm-up. Got {state.iteration} of {settings.updates} updates: go on updating.")
     # Chain after chain, so that even thinning takes from every one.
     eps = torch.stack(state.kept, dim=1).flatten(0, 1)
     return Draws(picked(eps, n, seeded(seed, f"{settings.name} sample")))

@@ -111,6 +111,11 @@ class Functional(Target):
         return f"Functional(dim={self.dim}, tasks={self.num_tasks}, collapse={self.collapse})"
 
     @property
+    def places(self) -> tuple[tuple[int, int, int], ...]:
+        """Return where each layer's eps begins, its rows and its columns; the number of a heavy-tailed layer's scale stands behind them."""
+        return tuple(self._places)
+
+    @property
     def num_drawn(self) -> int:
         """Return the number of layers whose weights eps holds."""
         return len(self.layers) - self.collapse

@@ -1,7 +1,7 @@
 """Hamiltonian Monte Carlo with trajectories of random length: the plainest sampler that is exact, and the one that others are held against.
 
-Use it where draws from the posterior itself are wanted and a few hundred to a few thousand gradients per draw can be paid. All chains of all
-tasks take the same number of leapfrog steps, so no lane waits for another, which is what a batch is good at; NUTS finds the length itself,
+Use it where draws from the posterior itself are wanted and a few hundred to a few thousand gradients per draw can be paid. All chains of
+all tasks take the same number of leapfrog steps, so no lane waits for another, which is what a batch is good at; NUTS finds the length itself,
 but its lanes wait. The length is uniform on (0, 2 trajectory): with a fixed one, a direction whose period it is would never move.
 
 Cost: `trajectory / step_size` gradients of all points per chain and update.
@@ -79,9 +79,7 @@ def build(
     )
 
 
-def update(
-    state: State, *, target: Target, settings: Settings, trajectory: float, num_leapfrog: int | None, max_leapfrog: int
-) -> State:
+def update(state: State, *, target: Target, settings: Settings, trajectory: float, num_leapfrog: int | None, max_leapfrog: int) -> State:
     """Move every chain along a trajectory, and accept where it ends with probability exp(H - H')."""
     inverse_mass, step = state.inverse_mass, state.step.log_step.exp()
     # The number of steps is one for all, from the step sizes' geometric mean: it depends on no chain's state, so each chain stays exact.
