@@ -269,7 +269,7 @@ def test_finished_rows_are_not_run_again(tmp_path: Path) -> None:
     for change in ({"seed": 1}, {"num_samples": 4}, {"likelihood": bnnp.Gaussian(0.1)}, {"settings": {"test_comparison": {"power": 3.0}}}):
         with pytest.raises(ValueError, match=r"to be of this model, these tasks and settings\. Got another"):
             go(**change)
-    tasks[0] = (tasks[0][0] + 1, *tasks[0][1:])
+    tasks[0] = (*tasks[0][:3], tasks[0][3] + 1)
     with pytest.raises(ValueError, match="Got another"):
         go()
     assert all(json.loads(path.read_text())["key"] for path in tmp_path.glob("*.json"))
