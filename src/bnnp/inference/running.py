@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bnnp.inference import amortised, ensemble, gaussian_vi, hmc, mala, nuts, sghmc, sgld, smc, swag
+from bnnp.inference import amortised, ensemble, gaussian_vi, hmc, laplace, mala, nuts, sghmc, sgld, smc, swag
 from bnnp.inference.engine import Build, Draws
 from bnnp.inference.functional import Functional
 from bnnp.inference.resuming import Stored, fingerprint
@@ -27,6 +27,9 @@ ENGINES: dict[str, Build] = {
     "ensemble": ensemble.build,
     "full_vi": partial(gaussian_vi.build, structure="full"),
     "hmc": hmc.build,
+    "laplace": laplace.build,
+    "laplace_diagonal": laplace.build_diagonal,
+    "laplace_last_layer": laplace.build_last_layer,
     "mala": mala.build,
     "mean_field": gaussian_vi.build,
     "nuts": nuts.build,
