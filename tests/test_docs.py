@@ -278,7 +278,9 @@ def documented() -> set[object]:
     return {id(thing) for thing in shown}
 
 
-@pytest.mark.parametrize("package", ["bnnp", "bnnp.data", "bnnp.workflow", "bnnp.rivals", "bnnp.report", "bnnp.explorer"])
+@pytest.mark.parametrize(
+    "package", ["bnnp", "bnnp.data", "bnnp.inference", "bnnp.comparison", "bnnp.workflow", "bnnp.rivals", "bnnp.report", "bnnp.explorer"]
+)
 def test_every_public_name_is_in_the_pages_of_the_api(package: str) -> None:
     pytest.importorskip("sklearn")
     there, module = documented(), importlib.import_module(package)

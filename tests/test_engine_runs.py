@@ -15,8 +15,7 @@ from tests.engines import gaussian_target, linear_problem
 from torch import Tensor
 
 import bnnp
-from bnnp.inference import Draws, Engine, Target, functional, run
-from bnnp.inference import engine as engine_module
+from bnnp.inference import Draws, Engine, Target, functional, run, running
 from bnnp.inference.engine import picked
 from bnnp.inference.resuming import pack, unpack
 from bnnp.seeds import seeded
@@ -67,7 +66,7 @@ def interrupted(target: Target, *, updates: int = 6, start: Tensor | None = None
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = gaussian_target()
     whole = run(target, build, num_samples=4)
-    monkeypatch.setattr(engine_module, "fingerprint", lambda target, engine, seed, settings: "the same run")
+    monkeypatch.setattr(running, "fingerprint", lambda target, engine, seed, settings: "the same run")
     monkeypatch.setattr("bnnp.inference.resuming.time.monotonic", iter(float(i * 100) for i in range(100)).__next__)
     with pytest.raises(KeyboardInterrupt):
         run(target, interrupted, num_samples=4, folder=tmp_path)

@@ -60,6 +60,8 @@ EDGE: dict[str, set[str]] = {
     "choice": {"checkpoint", "evaluation", "settings", "training"},
     "reading": {"evaluation"},
     "trust": {"calibration"},
+    "plots_comparison": {"plots"},
+    "comparison": {"checkpoint", "evaluation", "inference", "plots_comparison"},
     "inference": {"checkpoint"},
     "data": set(),
     "plots": set(),

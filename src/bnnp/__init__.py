@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bnnp import objectives
 from bnnp.checkpoint import load, load_posterior, save
 from bnnp.choice import Choice, choose_prior
+from bnnp.comparison import Comparison, compare
 from bnnp.evaluation import Evaluation, evaluate
 from bnnp.likelihoods import (
     Bernoulli,
@@ -48,6 +49,7 @@ __all__ = [
     "Beta",
     "Categorical",
     "Choice",
+    "Comparison",
     "Context",
     "Diagnosis",
     "Evaluation",
@@ -70,6 +72,7 @@ __all__ = [
     "TrainingError",
     "choose_prior",
     "collate",
+    "compare",
     "evaluate",
     "layer_effects",
     "load",

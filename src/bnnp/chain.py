@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -24,6 +24,7 @@ from bnnp.layers import ACTIVATIONS, AmortisedLinear, LayerDraw, ScaleDraw
 from bnnp.likelihoods import Likelihood, noise_factor
 from bnnp.linalg import to_compute
 from bnnp.particles import Architecture, Particles, drawn_log_lik, joined, own_noise
+from bnnp.priors import HeavyTailed
 from bnnp.streaming import Stream
 from bnnp.tasks import Context
 from bnnp.wide import WIDE_BYTES, WIDE_RANK, propagate
@@ -143,6 +144,67 @@ class Chain:
 
     def _log_lik(self, points: Context, weights: tuple[Tensor, ...]) -> Tensor:
         return drawn_log_lik(self.architecture, self.likelihood, weights, points, self.dtype)
+
+    def log_ratio(self, context: Context, eps: Sequence[Tensor]) -> Tensor:
+        """Return log q(eps | context) - log p(eps) of given eps, with shape (S, T); differentiable.
+
+        The sum over layers of (log|M| - (eps - m)^T M (eps - m) + ||eps||^2) / 2, each layer conditioned given the eps before it. Cost:
+        that of drawing as many particles.
+
+        Arguments:
+            context: T tasks in the network's units.
+            eps: of the first layers, of the hidden ones or of all, each with shape (S, T, d_l, k_l), or (S, T, 1, k_l) where the units of a
+                layer share one eps.
+
+        Raises:
+            ValueError: a prior with discrete components or random scales, whose q is not a Gaussian in eps.
+        """
+        return self._followed(context, len(eps), lambda index, q: eps[index], canonical=False)[1]
+
+    def draw_eps(self, context: Context, num_samples: int, normal: Normal, num_layers: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Draw eps of the first layers from q(eps | context); return them, and log q - log p with shape (S, T).
+
+        Arguments:
+            context: T tasks in the network's units.
+            num_samples: S.
+            normal: source of standard normal numbers in the precision of the factorisations.
+            num_layers: of how many layers.
+
+        Raises:
+            ValueError: as for `log_ratio`.
+        """
+
+        def pick(index: int, q: Conditional) -> Tensor:
+            z = normal((num_samples, *q.mean.shape[1:]))
+            return q.draw(z.unsqueeze(1)).squeeze(1) if q.mean.shape[0] == 1 else q.draw(z)
+
+        return self._followed(context, num_layers, pick, canonical=True)
+
+    def _followed(
+        self, context: Context, num_layers: int, pick: Callable[[int, Conditional], Tensor], canonical: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Go along the chain with the eps that `pick` gives for each layer's conditional; return these, and log q - log p."""
+        if len(self.log_share) > 1 or any(isinstance(layer.prior, HeavyTailed) for layer in self.layers):
+            raise ValueError(
+                "Expected a prior whose q is Gaussian in eps, layer by layer. Got one with components or random scales. Condition the "
+                "model and use the posterior's log_importance, which knows them."
+            )
+        drawn, H, found = _Drawn(1), context.x.unsqueeze(0), []
+        total = torch.zeros((1, context.num_tasks), dtype=self.dtype, device=to_compute(context.x, self.dtype).device)
+        for i in range(num_layers):
+            given = self._given(i, drawn)
+            A, sites = self.problem(i, H, context, given)
+            core = given.computed(self.dtype).core
+            space = "weight" if canonical and core.rank <= CANONICAL_RANK else None
+            q = condition(core, A, self._tempered(i, sites, context.counts), space)
+            eps = pick(i, q)
+            flat = eps.flatten(-2).unsqueeze(-2) if given.joint else eps
+            total = total + q.log_ratio(flat)
+            joint = self.layers[i].prior.joint or not given.joint
+            found.append(flat if joint else flat.unflatten(-1, (given.d_out, -1)).squeeze(-3))
+            drawn.eps.append(found[-1])
+            H = self._next(i, H, given.weights(flat))
+        return tuple(found), total
 
     def _is_wide(self, layer: AmortisedLinear, context: Context, beyond: Tensor, num_samples: int) -> bool:
         """Tell whether the draws of a layer need not be kept, and all together are too large, or would cost more than doing without."""

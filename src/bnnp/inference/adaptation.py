@@ -25,6 +25,7 @@ __all__ = [
     "DualAveraging",
     "Moments",
     "Point",
+    "accepted",
     "first_step",
     "gain",
     "kinetic",
@@ -103,6 +104,11 @@ def gain(before: Tensor, after: Tensor) -> Tensor:
     return (before - after).nan_to_num(nan=-torch.inf, posinf=BEYOND, neginf=-torch.inf)
 
 
+def accepted(gained: Tensor, generator: torch.Generator) -> Tensor:
+    """Return which lanes (C, T) accept, with probability min(1, exp(gained))."""
+    return log_uniform(gained, generator) < gained
+
+
 @dataclass(frozen=True, eq=False)
 class DualAveraging:
     """Adapt log step sizes (T,) so that the mean acceptance becomes the target: Hoffman and Gelman's dual averaging.
@@ -133,9 +139,7 @@ class DualAveraging:
         error = (1.0 - share) * self.error + share * (target - acceptance)
         log_step = self.centre - error * math.sqrt(t) / 0.05
         weight = t**-0.75
-        return replace(
-            self, log_step=log_step, log_average=weight * log_step + (1.0 - weight) * self.log_average, error=error, count=t
-        )
+        return replace(self, log_step=log_step, log_average=weight * log_step + (1.0 - weight) * self.log_average, error=error, count=t)
 
     def settle(self) -> DualAveraging:
         """Return the state with the averaged step size, for the draws that count."""

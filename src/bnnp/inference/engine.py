@@ -1,4 +1,4 @@
-"""One shape for every engine: build, then init, update, sample and report; and `run`, which goes through them.
+"""One shape for every engine: build, then init, update, sample and report; see `bnnp.inference.running` for what goes through them.
 
 An engine is a value of five functions over an immutable state, bound to its target and settings by `build` in the engine's own file. All of
 them work on every task, and on all chains or samples of each, at once. What an engine gives is always the same: draws of eps, possibly
@@ -7,27 +7,16 @@ weighted, and numbers that say how far they can be trusted.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnnp.inference.functional import Functional
-from bnnp.inference.resuming import Stored, fingerprint
 from bnnp.inference.target import Target
-from bnnp.posterior import Posterior
-from bnnp.progress import ProgressLine
-from bnnp.seeds import check_count
 
-__all__ = ["Build", "Draws", "Engine", "Inference", "run"]
-
-FEWEST_STARTS = 64
-"""How many draws of a posterior an engine that starts from it is given at least."""
+__all__ = ["Build", "Draws", "Engine", "picked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +45,7 @@ class Engine:
         sample: from a state, a number n and a seed to n draws.
         report: from a state to numbers with shape (T,): "rhat", "ess_bulk", "ess_tail", "acceptance", "divergences", "elbo",
             "log_evidence", "log_evidence_se", whichever the engine has.
+        through: from a state to the functional through which its draws predict, where that is not the target.
     """
 
     name: str
@@ -65,92 +55,11 @@ class Engine:
     update: Callable[[Any], Any]
     sample: Callable[[Any, int, int], Draws]
     report: Callable[[Any], dict[str, Tensor]]
+    through: Callable[[Any], Any] | None = None
 
 
 Build = Callable[..., Engine]
-
-
-@dataclass(frozen=True, eq=False)
-class Inference:
-    """Hold what an engine found.
-
-    Arguments:
-        name: of the engine.
-        draws: of eps.
-        report: how far they can be trusted: name -> numbers with shape (T,).
-        seconds: of all tasks together, from building to the last draw.
-        gradients: gradients of the log-joint that were computed for each task.
-        posterior: of the draws, where the target is a network; None for other targets.
-    """
-
-    name: str
-    draws: Draws
-    report: dict[str, Tensor]
-    seconds: float
-    gradients: int
-    posterior: Posterior | None
-
-
-def run(
-    target: Target,
-    engine: Build,
-    *,
-    num_samples: int = 128,
-    seed: int = 0,
-    warm_start: Posterior | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    progress: bool = False,
-    **settings: Any,
-) -> Inference:
-    """Run an engine on a target to its end and return what it found.
-
-    Arguments:
-        target: a `Functional`, or any other target.
-        engine: the `build` function of an engine, such as `bnnp.inference.hmc.build`.
-        num_samples: number of draws in the result.
-        seed: of everything random.
-        warm_start: a posterior of the same tasks, such as the amortised one, from which the engine starts.
-        folder: keep the state there, at least every half a minute, with a log of JSON lines: the same call goes on where it was stopped
-            and gives the same draws. Seconds add up.
-        progress: show a line of progress on standard error.
-        settings: of the engine.
-
-    Raises:
-        ValueError: settings out of range, a posterior of other tasks, or a folder with another run.
-        TypeError: a warm start where the target is no network.
-    """
-    check_count(num_samples, "num_samples")
-    begun = time.perf_counter()
-    network = target.batched if isinstance(target, Functional) else None
-    if warm_start is not None:
-        if network is None:
-            raise TypeError(
-                f"Expected a functional for a warm start. Got {type(target).__name__}. Give the engine start=draws of eps instead."
-            )
-        settings["start"] = network.start(warm_start, max(num_samples, FEWEST_STARTS), seed)
-    on = target if network is None else network
-    built = engine(on, **settings)
-    kept = None if folder is None else Path(folder)
-    stored = Stored(kept, "" if kept is None else fingerprint(on, engine, seed, settings))
-    found = stored.load()
-    done, before, state = (0, 0.0, built.init(seed)) if found is None else found
-    line = ProgressLine(built.num_updates, progress)
-    try:
-        for i in range(done, built.num_updates):
-            state = built.update(state)
-            line.show(i + 1, built.name)
-            stored.store(i + 1, built.num_updates, before + time.perf_counter() - begun, state)
-    finally:
-        line.close()
-    draws = built.sample(state, num_samples, seed)
-    report = built.report(state)
-    seconds = before + time.perf_counter() - begun
-    posterior = None
-    if isinstance(target, Functional):
-        of_single = [t.squeeze(1) if target.single and t is not None else t for t in (draws.eps, draws.log_weights)]
-        assert of_single[0] is not None
-        posterior = target.posterior(of_single[0], of_single[1])
-    return Inference(built.name, draws, report, seconds, int(state.gradients), posterior)
+"""What binds an engine to a target: `build(target, *, start=None, **settings)`."""
 
 
 def picked(eps: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def fingerprint(target: Target, engine: Any, seed: int, settings: dict[str, Any]
     """Return what tells one run from another: its engine, its settings, its seed, and the density it works on, at two places."""
     tensors: dict[str, Tensor] = {}
     plain = {key: value for key, value in settings.items() if key != "start"}
-    name = f"{getattr(engine, '__module__', '')}.{getattr(engine, '__qualname__', repr(engine))}"
+    while isinstance(engine, partial):
+        engine, plain = engine.func, {**engine.keywords, **plain}
+    name = f"{engine.__module__}.{engine.__qualname__}"
     digest = hashlib.sha256(json.dumps([name, seed, {k: _described(v) for k, v in sorted(plain.items())}]).encode())
     pack(settings.get("start"), tensors)
     at = torch.linspace(-1, 1, 2 * target.dim, dtype=target.dtype).reshape(2, 1, target.dim).to(target.device)
