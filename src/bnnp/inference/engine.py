@@ -56,7 +56,7 @@ class Engine:
     update: Callable[[Any], Any]
     sample: Callable[[Any, int, int], Draws]
     report: Callable[[Any], dict[str, Tensor]]
-    through: Callable[[Any], Functional] | None = None
+    through: Callable[[Any], Any] | None = None
 
 
 Build = Callable[..., Engine]
