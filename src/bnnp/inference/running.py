@@ -148,5 +148,7 @@ def run(
     if isinstance(target, Functional):
         of_single = [t.squeeze(1) if target.single and t is not None else t for t in (draws.eps, draws.log_weights)]
         assert of_single[0] is not None
-        posterior = target.posterior(of_single[0], of_single[1])
+        through = target if built.through is None else built.through(state)
+        through = through.task(0) if target.single and not through.single else through
+        posterior = through.posterior(of_single[0], of_single[1])
     return Inference(built.name, draws, report, seconds, int(state.gradients), posterior)
