@@ -12,7 +12,7 @@ import pytest
 import bnnp
 
 FOLDER = Path(__file__).parents[1] / "examples"
-CHECKED = {"classes", "counts", "linear", "quickstart", "stream", "table"}
+CHECKED = {"classes", "counts", "engines", "linear", "quickstart", "stream", "table"}
 
 
 def run(name: str, **arguments: Any) -> Any:
@@ -83,3 +83,14 @@ def test_counts_are_predicted_with_their_spread(capsys: pytest.CaptureFixture[st
     assert found["this model, NegativeBinomial"][0] > found["this model, Poisson"][0]
     assert found["this model, NegativeBinomial"][0] > found["oracle"][0] - 1.0
     assert "95 % intervals hold" in capsys.readouterr().out
+
+
+def test_engines_are_compared_on_the_same_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run("engines", steps=150, tests=2, quick=True, folder=tmp_path)
+    assert [(row.name, row.failed) for row in found.rows] == [("amortised", None), ("mean_field", None), ("nuts", None)]
+    # Values have a standard deviation of about 0.75: a density of log 0.3 or so a point without learning anything.
+    assert all(row.scores["joint_log_density"][0] > -1.0 for row in found.rows)
+    assert "last layer integrated out: all rows" in capsys.readouterr().out
+    again = run("engines", steps=150, tests=2, quick=True, folder=tmp_path)
+    assert [row.per_task for row in again.rows] == [row.per_task for row in found.rows]
+    assert all((tmp_path / name).is_file() for name in ("engines.json", "scores.png", "predictions.png"))

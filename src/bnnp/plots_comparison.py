@@ -34,6 +34,7 @@ def scores(
     label: str = "joint log density per target point\n(higher is better)",
     seconds: str = "seconds",
     title: str | None = None,
+    bars: str = "bars: standard errors",
     lower_is_better: bool = False,
 ) -> Figure:
     """Draw a score against seconds on a logarithmic axis, one marker and name for each engine, bars of one standard error.
@@ -43,6 +44,7 @@ def scores(
         label: of the vertical axis.
         seconds: of the horizontal axis.
         title: above the picture.
+        bars: what the bars are, below the picture.
         lower_is_better: of the score.
 
     Returns:
@@ -68,7 +70,7 @@ def scores(
         )  # fmt: skip
     _seconds_axis(ax, times)
     ax.margins(y=0.14)
-    dress(ax, "", seconds + " (logarithmic)", label)
+    dress(ax, "", f"{seconds} (logarithmic)\n{bars}", label)
     fig.suptitle("What an engine's seconds buy" if title is None else title, fontsize=TITLE, color=INK)
     names = [p["name"] if y == m else f"{p['name']}, far off: {_signed(m)}" for p, y, m in zip(points, shown, means, strict=True)]
     _names_beside(fig, ax, names, times, shown, np.where(shown == means, errors, 0.0))

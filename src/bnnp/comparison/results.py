@@ -121,9 +121,12 @@ class Comparison:
         known = [(self._value(row, score), row) for row in self.rows if row.failed is None]
         known = [(value, row) for value, row in known if math.isfinite(value)]
         if not known:
-            names = sorted({name for row in self.rows for name in row.scores} | {"seconds", "gradients"})
-            raise ValueError(f"Expected a score that some row has: {', '.join(names)}. Got {score!r}.")
+            raise self._no_score(score, ["seconds", "gradients"])
         return (min if score in SMALLER_IS_BETTER else max)(known, key=operator.itemgetter(0))[1]
+
+    def _no_score(self, score: str, more: Sequence[str]) -> ValueError:
+        names = sorted({*(name for row in self.rows for name in row.scores), *more})
+        return ValueError(f"Expected a score that some row has: {', '.join(names)}. Got {score!r}.")
 
     @staticmethod
     def _value(row: Result, score: str) -> float:
@@ -203,6 +206,8 @@ class Comparison:
     def plot_scores(self, score: str = "joint_log_density", per_task: bool = False, title: str | None = None) -> Figure:
         """Draw a score against seconds, one marker for each row; see `plots_comparison.scores`.
 
+        Bars are standard errors of the difference to the reference, task by task, where the score has a value for each task.
+
         Arguments:
             score: which one.
             per_task: seconds of all tasks divided by their number, in place of those of all tasks together.
@@ -211,16 +216,24 @@ class Comparison:
         Raises:
             ValueError: no row has this score.
         """
-        self.best(score)
+        rows = [row for row in self.rows if math.isfinite(row.scores.get(score, (math.nan, math.nan))[0])]
+        if not rows:
+            raise self._no_score(score, [])
+        paired = any(row.name == self.reference for row in rows) and all(score in row.per_task for row in rows)
         points = [
-            {"name": row.name, "seconds": row.seconds_per_task if per_task else row.seconds, "mean": pair[0], "se": pair[1]}
-            for row, pair in ((row, row.scores.get(score, (math.nan, math.nan))) for row in self.rows)
-            if row.failed is None and math.isfinite(pair[0])
+            {
+                "name": row.name,
+                "seconds": row.seconds_per_task if per_task else row.seconds,
+                "mean": row.scores[score][0],
+                "se": self.difference(row.name, score)[1] if paired else row.scores[score][1],
+            }
+            for row in rows
         ]
         better = "lower" if score in SMALLER_IS_BETTER else "higher"
         label = LABELS.get(score, score.replace("_", " ")) + f"\n({better} is better)"
         seconds = "seconds for each task" if per_task else f"seconds for all {self.num_tasks} tasks"
-        return plots_comparison.scores(points, label, seconds, title, lower_is_better=better == "lower")
+        bars = f"of the difference to {self.reference}, task by task" if paired else "over tasks"
+        return plots_comparison.scores(points, label, seconds, title, f"bars: standard errors {bars}", better == "lower")
 
     def plot_predictions(
         self,

@@ -25,6 +25,7 @@ __all__ = [
     "DualAveraging",
     "Moments",
     "Point",
+    "accepted",
     "first_step",
     "gain",
     "kinetic",
@@ -101,6 +102,11 @@ def leapfrog(target: Target, at: Point, step: Tensor, inverse_mass: Tensor) -> P
 def gain(before: Tensor, after: Tensor) -> Tensor:
     """Return the log-density gained between two energies; -inf where the second is not finite, large where only the first is."""
     return (before - after).nan_to_num(nan=-torch.inf, posinf=BEYOND, neginf=-torch.inf)
+
+
+def accepted(gained: Tensor, generator: torch.Generator) -> Tensor:
+    """Return which lanes (C, T) accept, with probability min(1, exp(gained))."""
+    return log_uniform(gained, generator) < gained
 
 
 @dataclass(frozen=True, eq=False)

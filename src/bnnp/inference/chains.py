@@ -20,6 +20,9 @@ from bnnp.seeds import check_count, seeded
 
 __all__ = ["Settings", "State", "advance", "init", "report", "sample"]
 
+TRIES = 50
+"""How often a chain whose start has no density is given another."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -126,7 +129,7 @@ def init(seed: int, *, target: Target, settings: Settings, start: Tensor | None)
         eps = torch.randn(C, T, D, generator=g, dtype=target.dtype).to(target.device)
     else:
         eps = start[(torch.arange(C) * max(len(start) // C, 1)) % len(start)].to(target.device, target.dtype)
-    value, gradient = value_and_grad(target, eps)
+    eps, value, gradient, tries = _somewhere(target, eps, g)
     inverse_mass = torch.ones_like(eps[0])
     zero = torch.zeros(T, dtype=target.dtype, device=target.device)
     if settings.step_size is not None:
@@ -141,12 +144,32 @@ def init(seed: int, *, target: Target, settings: Settings, start: Tensor | None)
         Moments.start(eps),
         inverse_mass,
         0,
-        (1 + calls) * C,
+        (tries + calls) * C,
         zero,
         torch.zeros_like(zero, dtype=torch.int64),
         (),
         (),
         g,
+    )
+
+
+def _somewhere(target: Target, eps: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return starts, their log-joints and gradients, and how many times these were computed; prior draws for those without a density.
+
+    Raises:
+        ValueError: there is none after many draws.
+    """
+    for i in range(TRIES):
+        value, gradient = value_and_grad(target, eps)
+        lost = value == -torch.inf
+        if not bool(lost.any()):
+            return eps, value, gradient, i + 1
+        fresh = torch.randn(eps.shape, generator=g, dtype=eps.dtype).to(eps.device)
+        eps = torch.where(lost.unsqueeze(-1), fresh, eps)
+    tasks = lost.any(0).nonzero().flatten().tolist()
+    raise ValueError(
+        f"Expected a log-joint that is finite where chains start. Got none in {TRIES} draws of the prior, for tasks {tasks}. "
+        "Look at these data, or use dtype=torch.float64."
     )
 
 
@@ -229,7 +252,7 @@ def sample(state: State, n: int, seed: int, *, settings: Settings) -> Draws:
         ValueError: no draw was made yet.
     """
     if not state.kept:
-        raise ValueError(f"Expected chains past their warm-up. Got {state.iteration} of {settings.updates} updates: go on updating.")
+        raise ValueError(f"Expected chains that are past their warm-up. Got {state.iteration} of {settings.updates} updates: go on.")
     # Chain after chain, so that even thinning takes from every one.
     eps = torch.stack(state.kept, dim=1).flatten(0, 1)
     return Draws(picked(eps, n, seeded(seed, f"{settings.name} sample")))

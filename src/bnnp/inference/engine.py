@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnnp.inference.functional import Functional
 from bnnp.inference.target import Target
 
 __all__ = ["Build", "Draws", "Engine", "picked"]
@@ -45,6 +46,7 @@ class Engine:
         sample: from a state, a number n and a seed to n draws.
         report: from a state to numbers with shape (T,): "rhat", "ess_bulk", "ess_tail", "acceptance", "divergences", "elbo",
             "log_evidence", "log_evidence_se", whichever the engine has.
+        through: from a state to the functional through which its draws predict, where that is not the target.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Engine:
     update: Callable[[Any], Any]
     sample: Callable[[Any, int, int], Draws]
     report: Callable[[Any], dict[str, Tensor]]
+    through: Callable[[Any], Any] | None = None
 
 
 Build = Callable[..., Engine]

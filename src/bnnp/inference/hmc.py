@@ -1,8 +1,8 @@
 """Hamiltonian Monte Carlo with trajectories of random length: the plainest sampler that is exact, and the one that others are held against.
 
-Use it where draws from the posterior itself are wanted and a few hundred to a few thousand gradients per draw can be paid. All chains of
-all tasks take the same number of leapfrog steps, so no lane waits for another, which is what a batch is good at; NUTS finds the length itself,
-but its lanes wait. The length is uniform on (0, 2 trajectory): with a fixed one, a direction whose period it is would never move.
+Use it where draws from the posterior itself are wanted and tens to hundreds of gradients per draw can be paid. All chains of all tasks take
+the same number of leapfrog steps, so no lane waits for another, which is what a batch is good at; NUTS finds the length itself, but its
+lanes wait. The length is uniform on (0, 2 trajectory): with a fixed one, a direction whose period it is would never move.
 
 Cost: `trajectory / step_size` gradients of all points per chain and update.
 
@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bnnp.inference.adaptation import BEYOND, gain, kinetic, leapfrog, log_uniform
+from bnnp.inference.adaptation import BEYOND, accepted, gain, kinetic, leapfrog
 from bnnp.inference.chains import Settings, State, advance, check_start, init, report, sample
 from bnnp.inference.engine import Engine
 from bnnp.inference.target import Target
@@ -96,7 +96,7 @@ def update(state: State, *, target: Target, settings: Settings, trajectory: floa
         # A chain that has diverged stays where it is: further on its numbers may overflow.
         here = here.where(divergent, there)
     gained = gained.masked_fill(divergent, -torch.inf)
-    accept = log_uniform(gained, state.generator) < gained
+    accept = accepted(gained, state.generator)
     end = here.where(accept, start)
     return advance(
         state,

@@ -1,8 +1,8 @@
 """The Metropolis-adjusted Langevin algorithm: one gradient per update, for targets so wide or so costly that a trajectory is too much.
 
-A proposal drifts up the gradient and is jittered, N(eps + h^2 / 2 M^{-1} grad, h^2 M^{-1}); it is accepted by the ratio of the log-joint times
-that of the proposal's densities there and back. Without the latter the draws are wrong at any step size that is of use. Draws are correlated
-over about 1 / h^2 updates: HMC crosses the same distance in 1 / h.
+A proposal drifts up the gradient and is jittered, N(eps + h^2 / 2 M^{-1} grad, h^2 M^{-1}); it is accepted by the ratio of the densities
+times that of the proposal's densities there and back. Without the latter the draws are wrong at any step size that is of use. Draws are
+correlated over about 1 / h^2 updates: HMC crosses the same distance in 1 / h.
 
 References:
     Exponential convergence of Langevin distributions and their discrete approximations (Roberts and Tweedie, 1996).
@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bnnp.inference.adaptation import BEYOND, gain, log_uniform, value_and_grad
+from bnnp.inference.adaptation import BEYOND, accepted, gain, value_and_grad
 from bnnp.inference.chains import Settings, State, advance, check_start, init, report, sample
 from bnnp.inference.engine import Engine
 from bnnp.inference.target import Target
@@ -82,7 +82,7 @@ def update(state: State, *, target: Target, settings: Settings) -> State:
     there = log_proposal(to, eps, state.gradient, step, inverse_mass)
     back = log_proposal(eps, to, gradient, step, inverse_mass)
     gained = gain(-state.value - there, -value - back)
-    accept = log_uniform(gained, state.generator) < gained
+    accept = accepted(gained, state.generator)
     moved = accept.unsqueeze(-1)
     return advance(
         state,

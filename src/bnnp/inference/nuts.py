@@ -1,11 +1,11 @@
 """The No-U-Turn sampler: Hamiltonian Monte Carlo that finds the length of each trajectory itself, batched over chains and tasks.
 
 A trajectory doubles, forwards or backwards at random, until it begins to turn back; the next draw is one of its points, with weights
-exp(-H), biased towards the later half. Subtrees are walked leaf by leaf, with as many checkpoints as they are deep, instead of by recursion.
+exp(-H), biased towards the later half. Subtrees are walked leaf by leaf, with as many checkpoints as they are deep, without recursion.
 
-What lockstep costs: all lanes double together, and a lane that has turned waits until the last one has. An update takes as many gradients as
-the longest trajectory of any chain of any task; `State.gradients` counts what was computed, waiting included. Where trajectories differ
-much, `bnnp.inference.hmc`, whose lanes never wait, gives more draws per second.
+What lockstep costs: all lanes double together, and a lane that has turned waits until the last one has. An update takes as many gradients
+as the longest trajectory of any chain of any task; `State.gradients` counts what was computed, waiting included. Where trajectories
+differ much, `bnnp.inference.hmc`, whose lanes never wait, gives more draws per second.
 
 References:
     The No-U-Turn sampler: adaptively setting path lengths in Hamiltonian Monte Carlo (Hoffman and Gelman, 2014).
@@ -105,8 +105,8 @@ class Tree:
 def turning(inverse_mass: Tensor, first: Tensor, last: Tensor, momentum: Tensor) -> Tensor:
     """Return which lanes (C, T) make a U-turn: rho^T M^{-1} p <= 0 at either end.
 
-    Rho is the sum of the momenta with the ends at half weight: the trapezoidal rule for what the trajectory has travelled. It is the same in
-    both directions of time.
+    Rho is the sum of the momenta with the ends at half weight: the trapezoidal rule for what the trajectory has travelled. It is the same
+    in both directions of time.
     """
     rho = (momentum - 0.5 * (first + last)) * inverse_mass
     return ((rho * first).sum(-1) <= 0) | ((rho * last).sum(-1) <= 0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from bnnp.inference import amortised, ensemble, gaussian_vi, hmc, mala, nuts, sghmc, sgld, smc, swag
+from bnnp.inference import amortised, ensemble, gaussian_vi, givi, hmc, laplace, mala, nuts, sghmc, sgld, smc, swag
 from bnnp.inference.engine import Build, Draws
 from bnnp.inference.functional import Functional
 from bnnp.inference.resuming import Stored, fingerprint
@@ -25,13 +24,17 @@ __all__ = ["ENGINES", "Inference", "find", "run"]
 ENGINES: dict[str, Build] = {
     "amortised": amortised.build,
     "ensemble": ensemble.build,
-    "full_vi": partial(gaussian_vi.build, structure="full"),
+    "full_vi": gaussian_vi.full,
+    "givi": givi.build,
     "hmc": hmc.build,
+    "laplace": laplace.build,
+    "laplace_diagonal": laplace.build_diagonal,
+    "laplace_last_layer": laplace.build_last_layer,
     "mala": mala.build,
-    "mean_field": gaussian_vi.build,
+    "mean_field": gaussian_vi.mean_field,
     "nuts": nuts.build,
-    "per_layer_vi": partial(gaussian_vi.build, structure="per_layer"),
-    "per_unit_vi": partial(gaussian_vi.build, structure="per_unit"),
+    "per_layer_vi": gaussian_vi.per_layer,
+    "per_unit_vi": gaussian_vi.per_unit,
     "sghmc": sghmc.build,
     "sgld": sgld.build,
     "smc": smc.build,
@@ -145,5 +148,7 @@ def run(
     if isinstance(target, Functional):
         of_single = [t.squeeze(1) if target.single and t is not None else t for t in (draws.eps, draws.log_weights)]
         assert of_single[0] is not None
-        posterior = target.posterior(of_single[0], of_single[1])
+        through = target if built.through is None else built.through(state)
+        through = through.task(0) if target.single and not through.single else through
+        posterior = through.posterior(of_single[0], of_single[1])
     return Inference(built.name, draws, report, seconds, int(state.gradients), posterior)
