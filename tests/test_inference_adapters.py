@@ -49,7 +49,7 @@ def test_the_log_posterior_is_that_of_one_point() -> None:
 
 
 def drawn(library: Any, exact: Exact, T: float, chains: int = 400, steps: int = 500) -> Tensor:
-    """Ends of so many chains of the library's SGHMC, from draws of the exact posterior: its Euler steps need strong friction."""
+    """Ends of so many chains of the library's SGHMC, from draws of the exact posterior: its Euler steps need friction and patience."""
     transform = library.sgmcmc.sghmc.build(posteriors.log_posterior(exact.target.task(0)), lr=0.02, alpha=4.0, temperature=T)
     with torch.random.fork_rng():
         torch.manual_seed(0)
