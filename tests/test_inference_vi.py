@@ -58,7 +58,7 @@ def test_it_finds_the_best_gaussian_with_these_blocks(blocks: list[int], estimat
     """The optimum against N(mu, Lambda^{-1}): mean mu, precision the blocks of Lambda, and the gap that follows."""
     target = gaussian_target()
     # The noise of "analytic" does not vanish at the optimum: average over more draws.
-    plan, state, report = fitted(target, blocks=blocks, estimator=estimator, num_samples=8 if estimator == "path" else 16, **EXACT)
+    plan, state, report = fitted(target, blocks=blocks, estimator=estimator, samples_per_step=8 if estimator == "path" else 16, **EXACT)
     prec, best = target.cov.inverse(), torch.zeros_like(target.cov)
     for at, size in zip(torch.tensor([0, *blocks]).cumsum(0).tolist(), blocks, strict=False):
         best[:, at : at + size, at : at + size] = prec[:, at : at + size, at : at + size]
@@ -123,7 +123,7 @@ def test_drawing_activations_gives_the_same_gradient_with_less_noise(kind: str) 
     F = small_network(kind, hidden=(4, 4))
     plans = {}
     for name in ("analytic", "local"):
-        engine = build(F, estimator=name, num_samples=4)
+        engine = build(F, estimator=name, samples_per_step=4)
         assert isinstance(engine.update, partial)
         plans[name] = engine.update.keywords["plan"]
     at, n = (0.5 * randn(2, F.dim), torch.full((2, F.dim), -0.7, dtype=torch.float64)), 300
@@ -140,7 +140,7 @@ def test_drawing_activations_gives_the_same_gradient_with_less_noise(kind: str) 
 @pytest.mark.parametrize("structure", gaussian_vi.STRUCTURES)
 def test_on_linear_regression_all_means_are_exact_and_full_is_the_posterior(structure: str) -> None:
     exact = linear_problem()
-    plan, state, report = fitted(exact.target, structure=structure, num_samples=32 if structure == "mean_field" else 8, **EXACT)
+    plan, state, report = fitted(exact.target, structure=structure, samples_per_step=32 if structure == "mean_field" else 8, **EXACT)
     torch.testing.assert_close(state.ascent.best[0], exact.mean, rtol=0.0, atol=2e-2)
     assert bool((report["elbo"] <= exact.log_evidence + 5 * report["elbo_se"] + 1e-5).all())
     if structure != "mean_field":  # one unit: all of its weights are one block
@@ -168,7 +168,7 @@ def test_every_structure_goes_with_every_prior(case: Combination, collapse: bool
     for structure in gaussian_vi.STRUCTURES:
         if F.dim == 0:
             continue
-        result = run(F, build, structure=structure, num_steps=3, num_samples=2)
+        result = run(F, build, structure=structure, num_steps=3, samples_per_step=2)
         assert result.draws.eps.shape == (2, 2, F.dim)
         assert bool(result.report["elbo"].isfinite().all())
         assert not bool(result.report["skipped"].any())
@@ -276,7 +276,7 @@ def test_updates_are_pure_and_repeatable() -> None:
         ({"blocks": [2, 3]}, "add up to 13"),
         ({"scale": 0.0}, "Expected scale as a positive number"),
         ({"num_steps": 0}, "Expected num_steps as a positive integer"),
-        ({"num_samples": 0}, "Expected num_samples as a positive integer"),
+        ({"samples_per_step": 0}, "Expected samples_per_step as a positive integer"),
         ({"learning_rate": -1.0}, "Expected learning_rate as a positive number"),
         ({"averaged": 1.0}, "Expected averaged from 0 to below 1"),
         ({"batch_size": 0}, "Expected batch_size as a positive integer"),

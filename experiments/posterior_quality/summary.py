@@ -14,6 +14,8 @@ TOLERANCE = 3.0
 """Two estimates agree if they differ by less than so many standard errors of their difference, or by `SMALL`."""
 SMALL = 0.1
 
+TOLD = ("value", "error", "pareto_k", "overlap", "bennett", "bennett_error", "stages", "ancestors")
+
 
 def divergence(evidence: Record, rows: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Return KL(q || p) = log evidence - bound, with shape (seeds, tasks), its mean, the standard error of that, and each seed's mean.
@@ -39,8 +41,7 @@ def judge(reference: Record, estimate: Record) -> dict[str, Any]:
 
 def _single(record: Record) -> dict[str, Any]:
     """Return the record of an estimate, of which there is one row."""
-    kept = {key: record[key][0] for key in ("value", "error", "pareto_k", "overlap", "bennett", "bennett_error", "stages", "ancestors") if record.get(key) is not None}
-    return {**kept, "seconds": record["seconds"]}
+    return {**{key: record[key][0] for key in TOLD if record.get(key) is not None}, "seconds": record["seconds"]}
 
 
 def summarise(records: Mapping[Key, Record], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def summarise(records: Mapping[Key, Record], config: Mapping[str, Any]) -> dict[
                 z = evidence[f"{noise:g}"]["estimates"][config["reference"]]
                 row = {"bounds": rows, **divergence(z, rows, errors), "seconds": sum(r["seconds"] for r in own)}
                 methods.setdefault(method, {})[f"{noise:g}"] = row
-    return {"reference": config["reference"], "noises": config["noises"], "tasks": config["tasks"], "evidence": evidence, "methods": methods}
+    whole = {key: config[key] for key in ("reference", "noises", "tasks")}
+    return {**whole, "evidence": evidence, "methods": methods}
 
 
 def _number(value: float, error: float) -> str:
@@ -99,7 +101,8 @@ def tables(table: Mapping[str, Any]) -> str:
             if n in of:
                 rows.append([method, *(", ".join(f"{row[i - 1]:.2f}" for row in of[n]["kl"]) for i in numbers)])
         parts.append(_table(["method", *(f"task {i}" for i in numbers)], rows))
-    parts += [f"Log evidence of each task, ± its standard error; reference: {table['reference']}.\n", _table(*_evidence_rows(table, noises))]
+    parts.append(f"Log evidence of each task, ± its standard error; reference: {table['reference']}.\n")
+    parts.append(_table(*_evidence_rows(table, noises)))
     return "\n".join(parts)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 import bnnp
-from bnnp.inference import functional, run
+from bnnp.inference import ENGINES, functional, run
 from bnnp.objectives import avi
 from bnnp.seeds import seeded
 from bnnp.tasks import Context, TaskBatch
@@ -49,9 +48,8 @@ class Answering:
             self._integrate(xc, yc, mask)
         return answer
 
-    def functional(self, xc: Tensor, yc: Tensor, mask: Tensor | None, collapse: bool) -> Any:
+    def functional(self, xc: Tensor, yc: Tensor, mask: Tensor | None, collapse: bool, dtype: torch.dtype = torch.float64) -> Any:
         """Return the log-joint of the tasks under the row's prior."""
-        dtype = DTYPES[self.row.get("dtype", "float64")]
         return functional(self.model, xc, yc, mask, prior=self.prior, collapse=collapse, dtype=dtype)
 
     def oracle(self, xc: Tensor, yc: Tensor, mask: Tensor | None, num_samples: int, seed: int) -> Any:
@@ -71,11 +69,11 @@ class Answering:
     def engine(self, xc: Tensor, yc: Tensor, mask: Tensor | None, num_samples: int, seed: int) -> Any:
         """Return what an engine of the package finds."""
         row = self.row
-        target = self.functional(xc, yc, mask, row.get("collapse", False))
+        dtype = DTYPES[row.get("dtype", self.config["precision"][self.process])]
+        target = self.functional(xc, yc, mask, row.get("collapse", False), dtype)
         start = self.model.condition(xc, yc, mask=mask, num_samples=num_samples, seed=seed) if row.get("warm") else None
-        build = importlib.import_module(f"bnnp.inference.{row['engine']}").build
         # Bound here, since some engines have a setting of the name of an argument of `run`.
-        engine = functools.partial(build, **row.get("settings", {}))
+        engine = functools.partial(ENGINES[row["engine"]], **row.get("settings", {}))
         found = run(target, engine, num_samples=num_samples, seed=seed, warm_start=start)
         self.gradients = found.gradients
         self._note(found.report)

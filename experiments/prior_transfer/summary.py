@@ -65,15 +65,44 @@ def _spread(values: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in each]
 
 
-def ratio(table: Table, process: str, row: str, other: str = BASE) -> float:
-    """Return how many times as long per task a row takes as another, under the learned prior."""
-    rows = table[process]["learned"]
-    return float(rows[row]["seconds_per_task"] / rows[other]["seconds_per_task"])
+def gains(table: Table, row: str = "NUTS") -> dict[str, dict[str, Any]]:
+    """Return for each process how many times as long a row takes a task as the amortised posterior, and how far it is ahead for that."""
+    found: dict[str, dict[str, Any]] = {}
+    for process, priors in table.items():
+        rows = priors.get("learned", {})
+        if all(name in rows and "failed" not in rows[name] for name in (row, BASE)):
+            seconds = [rows[name]["seconds_per_task"] for name in (row, BASE)]
+            found[process] = {"seconds": seconds, "times": seconds[0] / seconds[1], "given up": rows[row]["ahead of amortised"]}
+    return found
+
+
+def overview(table: Table, score: str = "joint", how: str = AS_IT_IS) -> str:
+    """Return one score of all engines under both priors; where the last layer is integrated out anyhow, that is what there is."""
+    columns = [(process, prior) for process, priors in table.items() for prior in priors]
+    names = list(dict.fromkeys(name for process, prior in columns for name in table[process][prior]))
+    lines = ["| engine | " + " | ".join(f"{process}, {prior}" for process, prior in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name in names:
+        cells = []
+        for process, prior in columns:
+            row = table[process][prior].get(name)
+            cells.append("" if row is None else "failed" if "failed" in row else pm(row.get(how, row[AS_IT_IS])[score]))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def tables(table: Table) -> str:
     """Return all tables as Markdown."""
-    parts = []
+    parts = ["## Joint log density per target, both priors\n", overview(table)]
+    parts += ["## The same, with the last layer integrated out given each engine's draws of the hidden layers\n"]
+    parts += [overview(table, how=INTEGRATED), "## CRPS, both priors (smaller is better)\n", overview(table, "crps")]
+    told = gains(table)
+    if told:
+        parts.append("## What the amortised posterior saves, and what it gives up to NUTS\n")
+        parts.append("| process | seconds a task: NUTS | amortised | times | joint log density given up |\n|---|---|---|---|---|")
+        for process, of in told.items():
+            nuts, own = of["seconds"]
+            parts.append(f"| {process} | {nuts:.2g} | {own:.2g} | {of['times']:.0f} | {pm(of['given up'], signed=True)} |")
+        parts.append("")
     for process, priors in table.items():
         parts.append(f"## {process}\n")
         for prior, rows in priors.items():

@@ -3,7 +3,7 @@
 Use it where one mode of the posterior will do, and as the baseline that it is in the literature: with independent weights ("mean_field")
 or correlations within units, within layers, or everywhere ("full"). Under a Gaussian q a network cannot say "one of these functions", so
 with little noise the bound is loose by tens of nats; the report's Pareto k tells. A functional that collapses the last layer helps all
-structures. Cost of a step: `num_samples` gradients of the log-joint, and for a block of k elements k^2 for each (k^3 once for "path").
+structures. Cost of a step: `samples_per_step` gradients of the log-joint, and for a block of k elements k^2 for each (k^3 once for "path").
 
 L = diag(s) U with U unit lower triangular in blocks, so that entries of U are correlations of sorts whatever the scale of an element.
 Gradients of the bound are written by hand from gradients g of the log-joint at eps = m + L z, one of three unbiased estimators:
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +33,27 @@ from bnnp.factors import DiagonalFactor, JointFactor
 from bnnp.inference.engine import Draws, Engine
 from bnnp.inference.functional import Functional
 from bnnp.inference.target import Target
-from bnnp.inference.variational import REPORTED, Ascent, Schedule, bounds, chunked
+from bnnp.inference.variational import REPORTED, Ascent, Schedule, bounds, chunked, copied, likeliest
 from bnnp.linalg import cholesky, solve_lower_transposed
 from bnnp.priors import HeavyTailed
 from bnnp.seeds import check_count, seeded
 from bnnp.structures import Network
 
-__all__ = ["ESTIMATORS", "STRUCTURES", "Plan", "State", "build", "init", "report", "sample", "update"]
+__all__ = [
+    "ESTIMATORS",
+    "STRUCTURES",
+    "Plan",
+    "State",
+    "build",
+    "full",
+    "init",
+    "mean_field",
+    "per_layer",
+    "per_unit",
+    "report",
+    "sample",
+    "update",
+]
 
 STRUCTURES = ("mean_field", "per_unit", "per_layer", "full")
 ESTIMATORS = ("path", "analytic", "local")
@@ -61,7 +76,7 @@ class Plan:
         target: with a task axis.
         groups: the blocks of L of more than one element.
         schedule: of the learning rate.
-        num_samples: draws of eps, or of activations, a step.
+        samples_per_step: draws of eps, or of activations, a step.
         estimator: of the gradient.
         batch_size: points a step, or None for all.
         scale: standard deviations at the start.
@@ -71,7 +86,7 @@ class Plan:
     target: Target
     groups: tuple[Group, ...]
     schedule: Schedule
-    num_samples: int
+    samples_per_step: int
     estimator: str
     batch_size: int | None
     scale: float
@@ -93,7 +108,7 @@ def build(
     structure: str = "mean_field",
     blocks: Sequence[int] | None = None,
     num_steps: int = 2000,
-    num_samples: int = 8,
+    samples_per_step: int = 8,
     learning_rate: float = 3e-2,
     final_learning_rate: float = 3e-4,
     averaged: float = 0.2,
@@ -110,7 +125,7 @@ def build(
             its units, they are one block.
         blocks: sizes of consecutive blocks that add up to `target.dim`, in the place of a structure.
         num_steps: steps of Adam.
-        num_samples: draws a step.
+        samples_per_step: draws a step.
         learning_rate: of the first step.
         final_learning_rate: of the last; linear between.
         averaged: share of the steps, the last ones, whose parameters are averaged.
@@ -131,7 +146,7 @@ def build(
         raise ValueError(f"Expected scale as a positive number. Got {scale}.")
     if start is not None and (start.ndim != 3 or tuple(start.shape[1:]) != (target.num_tasks, target.dim) or len(start) < 2):
         raise ValueError(f"Expected start as two or more draws with shape (n, {target.num_tasks}, {target.dim}). Got {tuple(start.shape)}.")
-    check_count(num_samples, "num_samples")
+    check_count(samples_per_step, "samples_per_step")
     if batch_size is not None:
         check_count(batch_size, "batch_size")
     sizes = _sizes(target, structure) if blocks is None else tuple(blocks)
@@ -141,7 +156,7 @@ def build(
     if estimator == "local":
         _check_local(target, groups, batch_size)
     schedule = Schedule(num_steps, learning_rate, final_learning_rate, averaged)
-    plan = Plan(target, groups, schedule, num_samples, estimator, batch_size, scale, start)
+    plan = Plan(target, groups, schedule, samples_per_step, estimator, batch_size, scale, start)
     return Engine(
         structure if blocks is None else "block_vi",
         target,
@@ -151,6 +166,26 @@ def build(
         partial(sample, plan=plan),
         partial(report, plan=plan),
     )
+
+
+def mean_field(target: Target, **settings: Any) -> Engine:
+    """Build variational inference with independent weights; see `build`."""
+    return build(target, structure="mean_field", **settings)
+
+
+def per_unit(target: Target, **settings: Any) -> Engine:
+    """Build variational inference with correlations within each unit; see `build`."""
+    return build(target, structure="per_unit", **settings)
+
+
+def per_layer(target: Target, **settings: Any) -> Engine:
+    """Build variational inference with correlations within each layer; see `build`."""
+    return build(target, structure="per_layer", **settings)
+
+
+def full(target: Target, **settings: Any) -> Engine:
+    """Build variational inference with correlations between all weights; see `build`."""
+    return build(target, structure="full", **settings)
 
 
 def _sizes(target: Target, structure: str) -> tuple[int, ...]:
@@ -269,7 +304,7 @@ def _local_gradients(parameters: tuple[Tensor, ...], generator: torch.Generator,
     assert isinstance(F, Functional)
     with torch.enable_grad():
         at = [p.detach().requires_grad_() for p in parameters]
-        H = F.scaled.x.expand(plan.num_samples, *F.scaled.x.shape)
+        H = F.scaled.x.expand(plan.samples_per_step, *F.scaled.x.shape)
         for i, (layer, (offset, rows, k)) in enumerate(zip(F.layers, F.places, strict=True)):
             given, own = layer.given(), slice(offset, offset + rows * k)
             assert not isinstance(given.factor, JointFactor)
@@ -286,7 +321,7 @@ def _local_gradients(parameters: tuple[Tensor, ...], generator: torch.Generator,
             skip = F.source.architecture.skip(H, layer.d_out)
             H = f if skip is None else f + skip
         points = F.scaled
-        value = F.likelihood.log_prob(H, points.y, points.observed).sum() / plan.num_samples
+        value = F.likelihood.log_prob(H, points.y, points.observed).sum() / plan.samples_per_step
         found = torch.autograd.grad(value, at)
     return [a - b for a, b in zip(found, _divergence_gradient(parameters, plan.groups), strict=True)]
 
@@ -304,11 +339,11 @@ def init(seed: int, *, plan: Plan) -> State:
     few = torch.full((T, D), math.log(plan.scale), dtype=plan.target.dtype)
     mixes = [torch.zeros(T, count, k, k, dtype=plan.target.dtype) for _, count, k in plan.groups]
     drawn = normal((TRIED, T, D))
-    starts = [[_likeliest(plan.target, drawn), few, *mixes]]
+    starts = [[likeliest(plan.target, drawn), few, *mixes]]
     if plan.start is not None:
         given = plan.start.to("cpu", plan.target.dtype)
         centre, wide = _moments(given, plan.groups), few.minimum(given.std(0).clamp(min=LEAST_SCALE).log())
-        starts += [centre, [centre[0], wide, *mixes], [_likeliest(plan.target, given), wide, *mixes]]
+        starts += [centre, [centre[0], wide, *mixes], [likeliest(plan.target, given), wide, *mixes]]
     starts = [[t.to(plan.target.device) for t in one] for one in starts]
     best = starts[0]
     if len(starts) > 1:
@@ -316,13 +351,6 @@ def init(seed: int, *, plan: Plan) -> State:
         found = torch.stack([_log_weights(one, z, plan).mean(0).nan_to_num(nan=-math.inf) for one in starts]).argmax(0)
         best = [torch.stack(parts)[found, torch.arange(T, device=found.device)] for parts in zip(*starts, strict=True)]
     return State(Ascent.start(best), 0, seeded(seed, "gaussian_vi steps"))
-
-
-def _likeliest(target: Target, eps: Tensor) -> Tensor:
-    """Return of each task the draw with the highest likelihood, with shape (T, D)."""
-    with torch.no_grad():
-        value = target.log_likelihood(eps.to(target.device)).nan_to_num(nan=-math.inf).argmax(0).cpu()
-    return eps[value, torch.arange(eps.shape[1])]
 
 
 def _moments(eps: Tensor, groups: tuple[Group, ...]) -> list[Tensor]:
@@ -342,24 +370,17 @@ def _moments(eps: Tensor, groups: tuple[Group, ...]) -> list[Tensor]:
 
 
 def update(state: State, *, plan: Plan) -> State:
-    """Make one step; it costs `num_samples` gradients of each task."""
-    at, generator = state.ascent.parameters, _copied(state.generator)
+    """Make one step; it costs `samples_per_step` gradients of each task."""
+    at, generator = state.ascent.parameters, copied(state.generator)
     if plan.estimator == "local":
         gradients = _local_gradients(at, generator, plan)
     else:
         batch = None if plan.batch_size is None else plan.target.draw_batch(plan.batch_size, generator)
-        z = torch.randn(plan.num_samples, *at[0].shape, generator=generator, dtype=at[0].dtype).to(at[0].device)
+        z = torch.randn(plan.samples_per_step, *at[0].shape, generator=generator, dtype=at[0].dtype).to(at[0].device)
         gradients = _gradients(at, z, batch, plan)
     # A row of U moves by the sum of its elements: the longer it is, the less may each.
     paces = (1.0, 1.0, *(k**-PACE for _, _, k in plan.groups))
-    return State(state.ascent.ascended(gradients, plan.schedule, paces), state.gradients + plan.num_samples, generator)
-
-
-def _copied(generator: torch.Generator) -> torch.Generator:
-    """Return a generator in the same state: a state that has been updated stays what it was."""
-    copy = torch.Generator()
-    copy.set_state(generator.get_state())
-    return copy
+    return State(state.ascent.ascended(gradients, plan.schedule, paces), state.gradients + plan.samples_per_step, generator)
 
 
 def _log_weights(parameters: Sequence[Tensor], z: Tensor, plan: Plan) -> Tensor:

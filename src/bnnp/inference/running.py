@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from bnnp.inference import amortised, ensemble, gaussian_vi, hmc, laplace, mala, nuts, sghmc, sgld, smc, swag
+from bnnp.inference import amortised, ensemble, gaussian_vi, givi, hmc, laplace, mala, nuts, sghmc, sgld, smc, swag
 from bnnp.inference.engine import Build, Draws
 from bnnp.inference.functional import Functional
 from bnnp.inference.resuming import Stored, fingerprint
@@ -25,16 +24,17 @@ __all__ = ["ENGINES", "Inference", "find", "run"]
 ENGINES: dict[str, Build] = {
     "amortised": amortised.build,
     "ensemble": ensemble.build,
-    "full_vi": partial(gaussian_vi.build, structure="full"),
+    "full_vi": gaussian_vi.full,
+    "givi": givi.build,
     "hmc": hmc.build,
     "laplace": laplace.build,
     "laplace_diagonal": laplace.build_diagonal,
     "laplace_last_layer": laplace.build_last_layer,
     "mala": mala.build,
-    "mean_field": gaussian_vi.build,
+    "mean_field": gaussian_vi.mean_field,
     "nuts": nuts.build,
-    "per_layer_vi": partial(gaussian_vi.build, structure="per_layer"),
-    "per_unit_vi": partial(gaussian_vi.build, structure="per_unit"),
+    "per_layer_vi": gaussian_vi.per_layer,
+    "per_unit_vi": gaussian_vi.per_unit,
     "sghmc": sghmc.build,
     "sgld": sgld.build,
     "smc": smc.build,

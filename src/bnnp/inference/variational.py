@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bnnp.importance import log_mean_exp, psis
+from bnnp.inference.target import Target
 from bnnp.seeds import check_count
 
-__all__ = ["CHUNK", "REPORTED", "Ascent", "Schedule", "bounds", "chunked"]
+__all__ = ["CHUNK", "REPORTED", "Ascent", "Schedule", "bounds", "chunked", "copied", "likeliest"]
 
 BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8
 REPORTED = 1000
@@ -129,6 +130,21 @@ class Ascent:
             averaged = self.averaged + 1
             average = tuple(torch.lerp(old, new, 1 / averaged) for old, new in zip(self.average, parameters, strict=True))
         return Ascent(tuple(parameters), tuple(first), tuple(second), average, self.step + 1, averaged, made, self.skipped + ~fine)
+
+
+def copied(generator: torch.Generator) -> torch.Generator:
+    """Return a generator in the same state: a state of an engine that has been updated stays what it was."""
+    copy = torch.Generator()
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def likeliest(target: Target, eps: Tensor) -> Tensor:
+    """Return of each task the one of n draws (n, T, D), on the CPU, with the highest likelihood, with shape (T, D)."""
+    with torch.no_grad():
+        found = [target.log_likelihood(few.to(target.device)) for few in eps.split(CHUNK)]
+    at = torch.cat(found).nan_to_num(nan=-math.inf).argmax(0).cpu()
+    return eps[at, torch.arange(eps.shape[1])]
 
 
 def chunked(n: int, draw: Callable[[int], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
