@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,7 +245,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], words: str) -> None:
         functional(model, *tasks[0], **settings)
 
 
-def test_wrong_draws_and_questions_are_named() -> None:
+def test_wrong_draws_and_questions_are_named(tmp_path: Path) -> None:
     model, F, tasks = made(Combination("shared", "exact", True))
     with pytest.raises(ValueError, match="Expected draws of eps with shape"):
         F.posterior(torch.zeros(3, F.dim))
@@ -254,6 +255,9 @@ def test_wrong_draws_and_questions_are_named() -> None:
     for question in (lambda: posterior.elbo, lambda: posterior.kl, posterior.diagnose):
         with pytest.raises(ValueError, match="Got draws of another inference engine"):
             question()
+    with pytest.raises(TypeError, match="Give its run a folder"):
+        posterior.save(tmp_path)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(TypeError, match="Run the engine again"):
         dataclasses.replace(posterior, kept=(F.context,)).refresh()
     with pytest.raises(ValueError, match=r"Expected a posterior of 2 task\(s\)"):

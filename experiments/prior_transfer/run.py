@@ -158,12 +158,18 @@ def _log(out: Path, line: dict[str, Any]) -> None:
 
 def collect(out: Path, config: Config, wanted: Sequence[Cell], run: bool = True) -> dict[Cell, Record]:
     """Return the records of cells; with `run`, do what is missing."""
-    model = cache(lambda name: learn(name, config, out, progress=run))
-    found: dict[Cell, Record] = {}
+
+    @cache
+    def model(name: str) -> bnnp.BNNP:
+        found = learn(name, config, out, progress=run)
+        found.condition([[0.0], [1.0]], [[0.0], [1.0]], num_samples=4)  # the first pass of a process takes longer, and no engine is to pay
+        return found
+
+    records: dict[Cell, Record] = {}
     for cell in wanted:
         if run or (out / "scores" / f"{cell.name}.json").exists():
-            found[cell] = measure(cell, out, config, model(cell.process))
-    return found
+            records[cell] = measure(cell, out, config, model(cell.process))
+    return records
 
 
 def report(out: Path, config: Config, found: Mapping[Cell, Record]) -> str:

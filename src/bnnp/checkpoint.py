@@ -216,8 +216,16 @@ def save_posterior(posterior: Posterior, folder: str | os.PathLike[str]) -> None
     """Save a posterior as `posterior.json` and one safetensors file, replacing an older one in one step; see `load_posterior`.
 
     The model is saved on its own, once, with `model.save`. A process killed while it saves leaves the older posterior.
+
+    Raises:
+        TypeError: the posterior holds draws of another inference engine, which no model file goes with.
     """
     model: Any = posterior.model
+    if not isinstance(model, BNNP):
+        raise TypeError(
+            "Expected a posterior of model.condition. Got draws of another inference engine. Give its run a folder: the same call then "
+            "returns the same posterior without computing it again."
+        )
     header = {
         "model": _digest(model),
         "single": posterior.single,

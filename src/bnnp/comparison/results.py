@@ -266,7 +266,8 @@ LABELS = {"joint_log_density": "joint log density per target point", "marginal_l
 
 
 def _note(row: Result, task: int, score: str) -> str:
-    return f"{LABELS.get(score, score).split(' per ')[0]} {row.per_task[score][task]:.2f}" if score in row.per_task else ""
+    label = LABELS.get(score, score.replace("_", " ")).split(" per ")[0]
+    return f"{label} {row.per_task[score][task]:.2f}".replace("-", "\N{MINUS SIGN}") if score in row.per_task else ""
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
