@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ SEEDS = {"train": 1, "validation": 2, "test": 3, "settings": 4}
 """Of the tasks that a prior is learned from, its checkpoint chosen by, engines compared on, and engines' settings chosen on."""
 TESTED = (-4.0, 4.0)
 """Where the inputs of the tasks lie that engines see, but for the sawtooth: a fifth less than where the prior was learned."""
+LEARNED = Path(__file__).parent / "models"
+"""The networks of config.json, so that engines can be run without learning the priors anew; remove the folder to do so."""
 
 
 def read_config(file: Path | None = None) -> Config:
@@ -71,7 +74,7 @@ def learning(name: str, config: Config) -> dict[str, Any]:
 
 
 def learn(name: str, config: Config, out: Path, progress: bool = False) -> bnnp.BNNP:
-    """Return the trained network of a process: loaded where it is, otherwise after training or the rest of it.
+    """Return the trained network of a process: loaded where it is, out of `LEARNED` if need be, otherwise after training or the rest of it.
 
     Raises:
         SystemExit: the folder holds a network that was trained with other settings.
@@ -81,6 +84,10 @@ def learn(name: str, config: Config, out: Path, progress: bool = False) -> bnnp.
     if note.is_file():
         if json.loads(note.read_text())["settings"] != key:
             raise SystemExit(f"Expected {folder} with the settings of config.json. Got others. Give another --out, or remove the folder.")
+        return bnnp.load(folder)
+    kept = LEARNED / name
+    if (kept / "training.json").is_file() and json.loads((kept / "training.json").read_text())["settings"] == key:
+        shutil.copytree(kept, folder)
         return bnnp.load(folder)
     model = build(name, config)
     options = {**config["training"], **config["processes"][name]["training"]}
