@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,8 +38,11 @@ def pyro_model(functional: Functional) -> Callable[[], Tensor]:
     _check(functional)
     zero = torch.zeros(functional.dim, dtype=functional.dtype, device=functional.device)
 
+    # Pyro's distributions have no types.
+    standard: Any = pyro.distributions.Normal(zero, torch.ones_like(zero))
+
     def model() -> Tensor:
-        eps: Tensor = pyro.sample("eps", pyro.distributions.Normal(zero, torch.ones_like(zero)).to_event(1))
+        eps: Tensor = pyro.sample("eps", standard.to_event(1))
         pyro.factor("log_likelihood", functional.log_likelihood(eps))
         return eps
 
