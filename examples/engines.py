@@ -25,6 +25,7 @@ ROWS: list[str | Row] = [
     Row("amortised, weighted", "amortised", settings={"importance": True, "num_particles": 1024}),
     "mean_field",
     "full_vi",
+    "laplace",
     "ensemble",
     "smc",
     "nuts",

@@ -104,6 +104,24 @@ def test_where_every_engine_is_exact_all_rows_agree(likelihood: bnnp.Likelihood 
         torch.testing.assert_close((predictive.std**2 - predictive.epistemic_std**2).sqrt(), torch.full((3, 1, 1), noise).double())
 
 
+def test_engines_find_the_answer_where_it_is_known() -> None:
+    """Bayesian linear regression with all weights drawn: the forward pass is exact, evidence and predictions."""
+    rows = ["amortised", Row("hmc", "hmc", settings={"warmup": 50, "draws": 100}), Row("smc", "smc", settings={"num_particles": 50})]
+    noise = bnnp.Gaussian(1.0, learn_noise=False)
+    found = bnnp.compare(made(hidden=()), problems(((6, 5), (3, 5))), rows, likelihood=noise, collapse=False, num_samples=200)
+    assert [row.failed for row in found.rows] == [None] * 3
+    assert [row.collapsed for row in found.rows] == [True, False, False]
+    exact = found["amortised"]
+    assert exact.diagnostics["elbo"] == pytest.approx(exact.diagnostics["log_evidence"], abs=1e-6)
+    smc = found["smc"].diagnostics
+    for t in range(2):
+        assert abs(smc["log_evidence"][t] - exact.diagnostics["elbo"][t]) < 5 * smc["log_evidence_se"][t] + 0.01
+        for name in ("hmc", "smc"):  # of 200 draws a density's standard error is a few hundredths
+            assert found[name].per_task["marginal_log_density"][t] == pytest.approx(exact.per_task["marginal_log_density"][t], abs=0.15)
+            assert found[name].per_task["rmse"][t] == pytest.approx(exact.per_task["rmse"][t], abs=0.15)
+    assert max(found["hmc"].diagnostics["rhat"]) < 1.1 and found["hmc"].gradients > 600 > exact.gradients
+
+
 def test_rows_have_priors_starts_settings_and_sizes_of_their_own() -> None:
     CALLS.clear()
     model, tasks = made(), problems()
@@ -248,6 +266,13 @@ def test_a_comparison_is_saved_and_read(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[1]")
     with pytest.raises(ValueError, match="Expected a comparison that was saved in"):
         Comparison.load(tmp_path / "other.json")
+
+
+def test_what_is_infinite_is_not_forgotten(tmp_path: Path) -> None:
+    found = example()
+    found["second"].diagnostics["rhat"][1] = math.inf
+    back = Comparison.load(found.save(tmp_path / "comparison.json"))
+    assert back["second"].diagnostic("rhat") == math.inf and "inf" in str(back)
 
 
 def test_finished_rows_are_not_run_again(tmp_path: Path) -> None:

@@ -98,9 +98,7 @@ def fitted_model(config: Mapping[str, Any], noise: float, seeds: Sequence[int], 
     return model
 
 
-def fit(
-    model: BNNP, tasks: Sequence[Pair], objective: Objective, training: Mapping[str, Any], seed: int, log: Path | None = None
-) -> float:
+def fit(model: BNNP, tasks: Sequence[Pair], objective: Objective, training: Mapping[str, Any], seed: int, log: Path | None = None) -> float:
     """Fit the inference networks to these tasks, each its own; return the seconds of processor time.
 
     Arguments:

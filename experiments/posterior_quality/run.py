@@ -60,7 +60,7 @@ def cells(config: Config, methods: Sequence[str] | None = None, noises: Sequence
 
 def settings(config: Config, cell: Cell) -> Config:
     """Return all that the result of a cell depends on, but for the code."""
-    unused = ("methods", "noises", "reference", "validation_seed", "validation_tasks")
+    unused = ("methods", "noises", "reference", "reference_at", "validation_seed", "validation_tasks")
     shared = {key: value for key, value in config.items() if key not in unused}
     return {**shared, "plan": {k: v for k, v in config["methods"][cell.method].items() if k not in ("noises", "seeds")}}
 

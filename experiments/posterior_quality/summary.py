@@ -13,6 +13,10 @@ Key = tuple[str, float, int | None]
 TOLERANCE = 3.0
 """Two estimates agree if they differ by less than so many standard errors of their difference, or by `SMALL`."""
 SMALL = 0.1
+BRIDGED = ", bridged"
+"""What is added to the name of tempering where its particles are used for bridges between temperatures instead of mean weights."""
+
+TOLD = ("value", "error", "pareto_k", "overlap", "bennett", "bennett_error", "stages", "ancestors")
 
 
 def divergence(evidence: Record, rows: Sequence[Sequence[float]], errors: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -39,8 +43,27 @@ def judge(reference: Record, estimate: Record) -> dict[str, Any]:
 
 def _single(record: Record) -> dict[str, Any]:
     """Return the record of an estimate, of which there is one row."""
-    kept = {key: record[key][0] for key in ("value", "error", "pareto_k", "overlap", "bennett", "bennett_error", "stages", "ancestors") if record.get(key) is not None}
-    return {**kept, "seconds": record["seconds"]}
+    return {**{key: record[key][0] for key in TOLD if record.get(key) is not None}, "seconds": record["seconds"]}
+
+
+def _weighted(evidence: Record, own: Sequence[Record]) -> dict[str, Any] | None:
+    """Return what is left between the evidence and its estimate by the importance weights of a method's draws, and the worst Pareto k."""
+    if any("weighted" not in r for r in own):
+        return None
+    rows, errors, k = ([row for r in own for row in r[key]] for key in ("weighted", "weighted_error", "pareto_k"))
+    found = divergence(evidence, rows, errors)
+    return {"mean": found["mean"], "error": found["error"], "pareto_k": max(v for row in k for v in row)}
+
+
+def _bridged(one: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the estimate that bridges between neighbouring temperatures make of the same particles."""
+    return {"value": one["bennett"], "error": one["bennett_error"], "seconds": 0.0}
+
+
+def reference(config: Mapping[str, Any], noise: float) -> str:
+    """Return the name of the estimate that bounds are held against at this noise."""
+    name: str = config.get("reference_at", {}).get(f"{noise:g}", config["reference"])
+    return name
 
 
 def summarise(records: Mapping[Key, Record], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,10 +77,11 @@ def summarise(records: Mapping[Key, Record], config: Mapping[str, Any]) -> dict[
     evidence: dict[str, Any] = {}
     for noise in config["noises"]:
         found = {m: _single(records[m, noise, None]) for m in estimators if (m, noise, None) in records}
-        reference = found.get(config["reference"])
-        if reference is not None:
-            others = {m: judge(reference, one) for m, one in found.items() if m != config["reference"]}
-            evidence[f"{noise:g}"] = {"estimates": found, "against_reference": others}
+        found = {**found, **{m + BRIDGED: _bridged(one) for m, one in found.items() if "bennett" in one}}
+        name = reference(config, noise)
+        if name in found:
+            others = {m: judge(found[name], one) for m, one in found.items() if m != name}
+            evidence[f"{noise:g}"] = {"reference": name, "estimates": found, "against_reference": others}
     methods: dict[str, Any] = {}
     for method, plan in config["methods"].items():
         if plan.get("evidence"):
@@ -66,10 +90,12 @@ def summarise(records: Mapping[Key, Record], config: Mapping[str, Any]) -> dict[
             own = [r for (m, at, _), r in sorted(records.items(), key=lambda kr: kr[0][2] or 0) if m == method and at == noise]
             if own and f"{noise:g}" in evidence:
                 rows, errors = ([row for r in own for row in r[key]] for key in ("value", "error"))
-                z = evidence[f"{noise:g}"]["estimates"][config["reference"]]
+                z = evidence[f"{noise:g}"]["estimates"][reference(config, noise)]
                 row = {"bounds": rows, **divergence(z, rows, errors), "seconds": sum(r["seconds"] for r in own)}
+                row["weighted"] = _weighted(z, own)
                 methods.setdefault(method, {})[f"{noise:g}"] = row
-    return {"reference": config["reference"], "noises": config["noises"], "tasks": config["tasks"], "evidence": evidence, "methods": methods}
+    whole = {key: config[key] for key in ("noises", "tasks")}
+    return {**whole, "evidence": evidence, "methods": methods}
 
 
 def _number(value: float, error: float) -> str:
@@ -91,6 +117,14 @@ def tables(table: Mapping[str, Any]) -> str:
         cells = [_number(of[n]["mean"], of[n]["error"]) if n in of else "" for n in noises]
         rows.append([method, *cells, f"{sum(one['seconds'] for one in of.values()):.0f}"])
     parts.append(_table(["method", *noises, "seconds in all"], rows))
+    parts.append(
+        "What is left after importance weighting of a method's own draws, and in brackets the largest Pareto k (below 0.7: trust it):\n"
+    )
+    rows = []
+    for method, of in table["methods"].items():
+        cells = [of[n]["weighted"] if n in of else None for n in noises]
+        rows.append([method, *("" if c is None else f"{_number(c['mean'], c['error'])} ({c['pareto_k']:.1f})" for c in cells)])
+    parts.append(_table(["method", *noises], rows))
     for n in (n for n in noises if n in ("0.0346", "0.1")):
         parts.append(f"Noise {n}, task by task, one number for each seed:\n")
         numbers = list(range(1, table["tasks"] + 1))
@@ -99,7 +133,8 @@ def tables(table: Mapping[str, Any]) -> str:
             if n in of:
                 rows.append([method, *(", ".join(f"{row[i - 1]:.2f}" for row in of[n]["kl"]) for i in numbers)])
         parts.append(_table(["method", *(f"task {i}" for i in numbers)], rows))
-    parts += [f"Log evidence of each task, ± its standard error; reference: {table['reference']}.\n", _table(*_evidence_rows(table, noises))]
+    parts.append("Log evidence of each task, ± its standard error:\n")
+    parts.append(_table(*_evidence_rows(table, noises)))
     return "\n".join(parts)
 
 

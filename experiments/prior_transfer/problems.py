@@ -38,15 +38,20 @@ def processes(noise: float) -> dict[str, Process]:
     }
 
 
+def process_of(name: str, config: Config) -> Process:
+    """Return the process of an entry of the settings, which may have the name of another with a prior that was learned otherwise."""
+    return processes(config["noise"])[config["processes"][name].get("of", name)]
+
+
 def training_tasks(name: str, config: Config, part: str) -> list[SyntheticTask]:
     """Return the tasks of a process that its prior is learned from ("train"), or its checkpoint is chosen by ("validation")."""
-    return processes(config["noise"])[name].tasks(config["sizes"][part], seed=SEEDS[part])
+    return process_of(name, config).tasks(config["sizes"][part], seed=SEEDS[part])
 
 
 def splits(name: str, config: Config, part: str) -> list[SplitTask]:
     """Return tasks (xc, yc, xt, yt) that engines see: "test", or "settings" for the choice of their settings."""
-    process = processes(config["noise"])[name]
-    if name != "sawtooth":
+    process = process_of(name, config)
+    if not isinstance(process, Sawtooth):
         process = dataclasses.replace(process, x_range=TESTED)
     sizes, seed = config["sizes"], SEEDS[part]
     return split_tasks(process.tasks(sizes[part], seed=seed, num_points=sizes["points"]), tuple(config["context"]), seed=seed)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnnp.inference.functional import Functional
 from bnnp.inference.target import Target
 
 __all__ = ["Build", "Draws", "Engine", "picked"]

@@ -5,9 +5,9 @@
     annealed:    the same with fixed temperatures and without resampling.
     bridge:      E_q[p a] / E_p[q a] with the best a, from draws of both; needs overlap, not cover.
 
-A `Proposal` is anything with `draw` and `log_density`: the amortised posterior (`Amortised`), a `Gaussian` fitted to draws, one by VI.
-Where several agree there is reason to believe them; `agree` says by how many standard errors they differ. All are of log p(y) in nats, in
-the user's units.
+A `Proposal` is anything with `draw` and `log_density`: the amortised posterior (`Amortised`), a `Gaussian` fitted to draws, a variational
+posterior. Where several agree there is reason to believe them; `agree` says by how many standard errors they differ. All are of log p(y) in
+nats, in the user's units.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from bnnp.importance import effective_sample_size, log_mean_exp
 from bnnp.inference.amortised import weighted
+from bnnp.inference.curvature import QUARTER_TURN, check_metric, move
 from bnnp.inference.engine import Draws, Engine
 from bnnp.inference.proposals import Gaussian, Proposal
 from bnnp.inference.target import Target
@@ -39,8 +40,10 @@ from bnnp.seeds import check_count, seeded
 __all__ = ["Settings", "State", "build", "init", "report", "sample", "update"]
 
 BISECTIONS = 60
-QUARTER_TURN = 1.6
-"""How long a trajectory is useful, in standard deviations: a quarter turn of an orbit leads to another place altogether."""
+METRIC_LANES = 32
+"""How many particles are moved at once in the metric of their sensitivities: what these need is to stay in the cache."""
+
+FARTHEST_REFERENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Settings:
         num_moves: trajectories at every temperature.
         num_leapfrog: most steps of a trajectory.
         acceptance: what the step size is adapted to.
+        curvature: whether particles move in the metric of their sensitivities.
         max_stages: most temperatures; the last one is 1 in any case.
     """
 
@@ -67,6 +71,7 @@ class Settings:
     num_moves: int
     num_leapfrog: int
     acceptance: float
+    curvature: bool
     max_stages: int
 
 
@@ -144,6 +149,7 @@ def build(
     num_leapfrog: int = 10,
     acceptance: float = 0.75,
     step_size: float | None = None,
+    curvature: bool = False,
     max_stages: int = 400,
     proposal: Proposal | None = None,
     start: Tensor | None = None,
@@ -161,6 +167,9 @@ def build(
         num_leapfrog: most steps of each.
         acceptance: what the step size is adapted to.
         step_size: the first one; dim^(-1/4) where None.
+        curvature: move in the metric of each particle's sensitivities, for noise far smaller than what the weights can do; for a
+            functional with Gaussian noise. A trajectory then has its own number of steps, and the step size is the spread of
+            its reference; see `bnnp.inference.curvature`.
         max_stages: most temperatures. The last one is 1 in any case: where it comes too early the report's errors tell.
         proposal: the base; the prior where None.
         start: draws (n, T, dim) of another posterior: then the base is a Gaussian with their means and variances, a half wider.
@@ -179,6 +188,8 @@ def build(
         raise ValueError(f"Expected step_size to be positive and finite. Got {step_size}.")
     if not resample and temperatures is None:
         raise ValueError("Expected fixed temperatures for AIS, which does not resample. Got none. Give temperatures=100, for example.")
+    if curvature:
+        check_metric(target)
     ladder = _ladder(temperatures)
     settings = Settings(
         check_count(num_particles, "num_particles"),
@@ -189,6 +200,7 @@ def build(
         check_count(num_moves, "num_moves"),
         check_count(num_leapfrog, "num_leapfrog"),
         acceptance,
+        curvature,
         check_count(max_stages, "max_stages") if ladder is None else len(ladder),
     )
     path = _Path(target, proposal)
@@ -331,6 +343,25 @@ def _resampled(state: State) -> State:
 
 def _moved(path: _Path, settings: Settings, state: State) -> State:
     """Return the particles after trajectories at their temperature, and the adapted step size."""
+    return _moved_in_metric(path, settings, state) if settings.curvature else _moved_by_variance(path, settings, state)
+
+
+def _moved_in_metric(path: _Path, settings: Settings, state: State) -> State:
+    """Move in the metric of each particle's sensitivities; the step size is the spread of the reference."""
+    target, b, tau, accepted = check_metric(path.target), state.inverse_temperature, state.step_size, torch.zeros_like(state.step_size)
+    eps, gain, count = state.eps.flatten(0, 1), state.gain, 0
+    for _ in range(settings.num_moves):
+        found = [move(target, path.value_and_grad, part, b, tau, state.generator) for part in eps.split(METRIC_LANES)]
+        eps, gain = torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
+        chance = torch.cat([one[2] for one in found])
+        tau = (tau * (chance.mean(0) - settings.acceptance).exp()).clamp(max=FARTHEST_REFERENCE)
+        count, accepted = count + found[0][3] * len(eps), accepted + chance.mean(0) / settings.num_moves
+    eps, gain = eps.reshape(state.eps.shape), gain.reshape(state.gain.shape)
+    return dataclasses.replace(state, eps=eps, gain=gain, step_size=tau, acceptance=accepted, gradients=state.gradients + count)
+
+
+def _moved_by_variance(path: _Path, settings: Settings, state: State) -> State:
+    """Move with masses from the variances of all particles."""
     b, step, eps = state.inverse_temperature, state.step_size, state.eps
     W = state.log_weights.softmax(1).unsqueeze(-1) / eps.shape[0]
     centre = (W * eps).sum((0, 1))
