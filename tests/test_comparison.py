@@ -268,6 +268,13 @@ def test_a_comparison_is_saved_and_read(tmp_path: Path) -> None:
         Comparison.load(tmp_path / "other.json")
 
 
+def test_what_is_infinite_is_not_forgotten(tmp_path: Path) -> None:
+    found = example()
+    found["second"].diagnostics["rhat"][1] = math.inf
+    back = Comparison.load(found.save(tmp_path / "comparison.json"))
+    assert back["second"].diagnostic("rhat") == math.inf and "inf" in str(back)
+
+
 def test_finished_rows_are_not_run_again(tmp_path: Path) -> None:
     CALLS.clear()
     model, tasks = made(), problems()

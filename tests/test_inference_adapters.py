@@ -66,6 +66,21 @@ def test_sghmc_of_posteriors_recovers_the_posterior(library: Any, exact: Exact) 
     assert max(moment_errors(drawn(library, exact, 2 * T), exact.mean[:1], exact.cov[:1], 400)) > 8
 
 
+def test_sgld_of_posteriors_makes_the_steps_of_this_package(library: Any, exact: Exact) -> None:
+    """With a learning rate of N h, given the same noise: so its stationary law is that of `bnnp.inference.sgld`."""
+    F, h = exact.target.task(0), 1e-3
+    transform = library.sgmcmc.sgld.build(
+        posteriors.log_posterior(F), lr=h / posteriors.temperature(F), temperature=posteriors.temperature(F)
+    )
+    eps = exact.mean[0] + 0.1
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state, _ = transform.update(transform.init(eps), None)
+        torch.manual_seed(0)
+        z = torch.randn_like(eps)
+    torch.testing.assert_close(state.params, eps + h * F.value_and_grad(eps)[1] + (2 * h) ** 0.5 * z)
+
+
 def test_vi_of_posteriors_recovers_the_mean_field_posterior(library: Any, exact: Exact) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -18,9 +18,9 @@ from bnnp.seeds import seeded
 INDEPENDENT = [c for c in COMBINATIONS if c.kind not in ("mixture", "heavy_tailed", "network") and c.last == "exact" and not c.options]
 
 
-def made(case: Combination, **settings: Any) -> Functional:
+def made(case: Combination, collapse: bool = False, **settings: Any) -> Functional:
     tasks = case.tasks((5, 3))
-    return functional(case.build(**settings), [x for x, _ in tasks], [y for _, y in tasks])
+    return functional(case.build(**settings), [x for x, _ in tasks], [y for _, y in tasks], collapse=collapse)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -40,6 +40,24 @@ def test_sensitivities_are_derivatives_of_the_outputs(case: Combination, residua
             n = int(F.counts[t]) * 2
             torch.testing.assert_close(J[s, t, :n], want[:n])
             assert bool((J[s, t, n:] == 0).all())
+
+
+@pytest.mark.parametrize("case", INDEPENDENT, ids=str)
+def test_a_last_layer_that_is_integrated_out_makes_noise_of_what_it_can_explain(case: Combination) -> None:
+    """J^T J = J_h^T (I + J_l J_l^T)^{-1} J_h, J_h and J_l those of all layers at the mean of the last given the others."""
+    whole, F = made(case), made(case, collapse=True)
+    eps = torch.randn(2, 2, F.dim, generator=seeded(0, "eps"), dtype=torch.float64)
+    posterior = F.posterior(eps).particles
+    assert posterior.last is not None
+    last = posterior.given.weights(posterior.last.mean)
+    both = whole.eps((*F.weights(eps), last))
+    if case.kind != "low_rank":
+        torch.testing.assert_close(both[..., : F.dim], eps)
+    J = sensitivities(whole, torch.cat([eps, both[..., F.dim :]], -1))
+    hidden, own = J[..., : F.dim], J[..., F.dim :]
+    K = torch.eye(J.shape[-2], dtype=torch.float64) + own @ own.mT
+    found = sensitivities(F, eps)
+    torch.testing.assert_close(found.mT @ found, hidden.mT @ torch.linalg.solve(K, hidden))
 
 
 def test_the_metric_is_the_matrix_written_out() -> None:
@@ -99,11 +117,9 @@ def test_tempering_with_curvature_finds_the_evidence() -> None:
 
 
 def test_what_has_no_metric_is_refused() -> None:
-    data = [[0.0, 1.0]], [[1.0, 2.0]]
-    for case, settings in ((Combination("per_unit", "exact", False), {"collapse": True}), (Combination("per_unit", "drawn", False), {})):
-        with pytest.raises(ValueError, match="Expected all layers in eps and independent Gaussian noise"):
-            check_metric(functional(case.build(), [[0.0, 1.0]], [[1.0, 0.0]], **settings))
+    with pytest.raises(ValueError, match="Expected independent Gaussian noise"):
+        check_metric(functional(Combination("per_unit", "drawn", False).build(), [[0.0, 1.0]], [[1.0, 0.0]]))
     with pytest.raises(ValueError, match="layers are independent and Gaussian"):
-        smc.build(functional(Combination("network", "exact", True).build(), *data), curvature=True)
+        smc.build(functional(Combination("network", "exact", True).build(), [[0.0, 1.0]], [[1.0, 2.0]]), curvature=True)
     with pytest.raises(TypeError, match="Expected a functional for curvature=True"):
         smc.build(gaussian_target(), curvature=True)

@@ -146,6 +146,20 @@ def test_steps_fall_along_the_cosine_and_stay() -> None:
     assert len(state.chains.kept) == 4
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_chain_gives_as_many_draws(name: str) -> None:
+    target = gaussian_target()
+    engine = ENGINES[name](target, num_chains=4, climb=0, warmup=0, steps=10, thin=1)
+    state = engine.init(0)
+    for _ in range(engine.num_updates):
+        state = engine.update(state)
+    kept = torch.stack(state.chains.kept, dim=1)  # (C, K, T, dim)
+    for n in (8, 20):
+        eps = engine.sample(state, n, 0).eps
+        found = [int((eps[:, None, 0] == kept[None, c, :, 0]).all(-1).sum()) for c in range(4)]
+        assert found == [n // 4] * 4
+
+
 @dataclass(frozen=True, eq=False)
 class Walled(GaussianTarget):
     """A posterior that cannot be computed beyond a wall."""

@@ -168,7 +168,7 @@ def test_every_structure_goes_with_every_prior(case: Combination, collapse: bool
     for structure in gaussian_vi.STRUCTURES:
         if F.dim == 0:
             continue
-        result = run(F, build, structure=structure, num_steps=3, samples_per_step=2)
+        result = run(F, build, structure=structure, num_samples=2, num_steps=3, samples_per_step=2)
         assert result.draws.eps.shape == (2, 2, F.dim)
         assert bool(result.report["elbo"].isfinite().all())
         assert not bool(result.report["skipped"].any())
@@ -190,6 +190,7 @@ def test_many_tasks_are_a_loop_over_tasks() -> None:
     engine = build(F, structure="per_unit", num_steps=4)
     assert isinstance(engine.update, partial)
     plan = engine.update.keywords["plan"]
+    assert plan.estimator == "path"
     state = engine.init(0).ascent
     alone = [Ascent.start([p[t : t + 1] for p in state.parameters]) for t in range(2)]
     for step in range(4):
@@ -288,10 +289,27 @@ def test_settings_are_checked(settings: dict[str, Any], words: str) -> None:
         build(small_network(), **settings)
 
 
+def test_activations_are_drawn_where_they_can_be() -> None:
+    chosen = {}
+    for name, target, settings in (
+        ("network", small_network(), {}),
+        ("batch", small_network(), {"batch_size": 3}),
+        ("blocks", small_network(), {"structure": "full"}),
+        ("collapsed", small_network(collapse=True), {}),
+        ("joint", small_network("network"), {}),
+        ("heavy", small_network("heavy_tailed"), {}),
+        ("other", gaussian_target(), {}),
+    ):
+        update = build(target, **settings).update
+        assert isinstance(update, partial)
+        chosen[name] = update.keywords["plan"].estimator
+    assert [name for name, estimator in chosen.items() if estimator == "local"] == ["network"]
+
+
 def test_what_does_not_apply_is_refused() -> None:
     with pytest.raises(ValueError, match="does not know of units"):
         build(gaussian_target(), structure="per_unit")
-    with pytest.raises(ValueError, match="Expected a functional for estimator='local'"):
+    with pytest.raises(ValueError, match="has no activations"):
         build(gaussian_target(), estimator="local")
     with pytest.raises(ValueError, match="PerLayer priors"):
         build(small_network("per_layer"), estimator="local")

@@ -16,7 +16,7 @@ from bnnp.inference import ENGINES, functional, run
 from bnnp.objectives import avi
 from bnnp.seeds import seeded
 from bnnp.tasks import Context, TaskBatch
-from experiments.prior_transfer.problems import Config, processes
+from experiments.prior_transfer.problems import Config, process_of
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ class Answering:
 
     def oracle(self, xc: Tensor, yc: Tensor, mask: Tensor | None, num_samples: int, seed: int) -> Any:
         """Return the exact posterior of the process."""
-        process: Any = processes(self.config["noise"])[self.process]
+        process: Any = process_of(self.process, self.config)
         return process.condition(xc, yc, mask=mask)
 
     def amortised(self, xc: Tensor, yc: Tensor, mask: Tensor | None, num_samples: int, seed: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ SEEDS = {"train": 1, "validation": 2, "test": 3, "settings": 4}
 """Of the tasks that a prior is learned from, its checkpoint chosen by, engines compared on, and engines' settings chosen on."""
 TESTED = (-4.0, 4.0)
 """Where the inputs of the tasks lie that engines see, but for the sawtooth: a fifth less than where the prior was learned."""
+LEARNED = Path(__file__).parent / "models"
+"""The networks of config.json, so that engines can be run without learning the priors anew; remove the folder to do so."""
 
 
 def read_config(file: Path | None = None) -> Config:
@@ -35,15 +38,20 @@ def processes(noise: float) -> dict[str, Process]:
     }
 
 
+def process_of(name: str, config: Config) -> Process:
+    """Return the process of an entry of the settings, which may have the name of another with a prior that was learned otherwise."""
+    return processes(config["noise"])[config["processes"][name].get("of", name)]
+
+
 def training_tasks(name: str, config: Config, part: str) -> list[SyntheticTask]:
     """Return the tasks of a process that its prior is learned from ("train"), or its checkpoint is chosen by ("validation")."""
-    return processes(config["noise"])[name].tasks(config["sizes"][part], seed=SEEDS[part])
+    return process_of(name, config).tasks(config["sizes"][part], seed=SEEDS[part])
 
 
 def splits(name: str, config: Config, part: str) -> list[SplitTask]:
     """Return tasks (xc, yc, xt, yt) that engines see: "test", or "settings" for the choice of their settings."""
-    process = processes(config["noise"])[name]
-    if name != "sawtooth":
+    process = process_of(name, config)
+    if not isinstance(process, Sawtooth):
         process = dataclasses.replace(process, x_range=TESTED)
     sizes, seed = config["sizes"], SEEDS[part]
     return split_tasks(process.tasks(sizes[part], seed=seed, num_points=sizes["points"]), tuple(config["context"]), seed=seed)
@@ -71,7 +79,7 @@ def learning(name: str, config: Config) -> dict[str, Any]:
 
 
 def learn(name: str, config: Config, out: Path, progress: bool = False) -> bnnp.BNNP:
-    """Return the trained network of a process: loaded where it is, otherwise after training or the rest of it.
+    """Return the trained network of a process: loaded where it is, out of `LEARNED` if need be, otherwise after training or the rest of it.
 
     Raises:
         SystemExit: the folder holds a network that was trained with other settings.
@@ -81,6 +89,10 @@ def learn(name: str, config: Config, out: Path, progress: bool = False) -> bnnp.
     if note.is_file():
         if json.loads(note.read_text())["settings"] != key:
             raise SystemExit(f"Expected {folder} with the settings of config.json. Got others. Give another --out, or remove the folder.")
+        return bnnp.load(folder)
+    kept = LEARNED / name
+    if (kept / "training.json").is_file() and json.loads((kept / "training.json").read_text())["settings"] == key:
+        shutil.copytree(kept, folder)
         return bnnp.load(folder)
     model = build(name, config)
     options = {**config["training"], **config["processes"][name]["training"]}

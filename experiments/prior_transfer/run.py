@@ -29,7 +29,7 @@ from bnnp.linalg import NotPositiveDefiniteError
 from bnnp.plots import save_figure
 from experiments.prior_transfer import pictures
 from experiments.prior_transfer.engines import Answering, Given, Row
-from experiments.prior_transfer.problems import Config, learn, learning, processes, read_config, splits
+from experiments.prior_transfer.problems import Config, learn, learning, process_of, read_config, splits
 from experiments.prior_transfer.summary import summarise, tables
 
 Record = dict[str, Any]
@@ -60,11 +60,11 @@ class Cell:
 
 def cells(config: Config, wanted: Sequence[str] | None = None, among: Sequence[str] | None = None) -> Iterator[Cell]:
     """Yield what is to be run, engine after engine."""
-    known = processes(config["noise"])
     for name, row in config["rows"].items():
         for prior in row.get("priors", PRIORS):
-            for process in config["processes"]:
-                exists = row["kind"] != "oracle" or known[process].has_oracle
+            for process, own in config["processes"].items():
+                exists = row["kind"] != "oracle" or process_of(process, config).has_oracle
+                exists = exists and prior in own.get("priors", PRIORS)
                 if exists and (wanted is None or name in wanted) and (among is None or process in among):
                     yield Cell(process, prior, name)
 

@@ -80,7 +80,7 @@ class Result:
         return float(WORST.get(name, statistics.fmean)(known)) if known else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the posterior as plain Python, ready for JSON; what is not finite becomes None."""
+        """Return everything but the posterior as plain Python, ready for JSON; NaN becomes None, infinity "inf"."""
         return _jsonable({f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "posterior"})
 
     @classmethod
@@ -182,7 +182,7 @@ class Comparison:
         return notes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the posteriors as plain Python, ready for JSON; what is not finite becomes None."""
+        """Return everything but the posteriors as plain Python, ready for JSON; NaN becomes None, infinity "inf"."""
         return {"reference": self.reference, "num_tasks": self.num_tasks, "rows": [row.to_dict() for row in self.rows]}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -346,12 +346,14 @@ def _jsonable(value: Any) -> Any:
         return {key: _jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(part) for part in value]
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)  # an infinite R-hat is known, and bad
     return _plain(value) if isinstance(value, float) else value
 
 
-def _number(value: float | None) -> float:
+def _number(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _numbers(values: Sequence[float | None]) -> list[float]:
+def _numbers(values: Sequence[float | str | None]) -> list[float]:
     return [_number(value) for value in values]

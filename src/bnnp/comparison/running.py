@@ -36,7 +36,7 @@ __all__ = ["Row", "compare"]
 
 AMORTISED = "amortised"
 """The engine that is the model's own forward pass, with its last layer in closed form."""
-WHOLE, WHOLE_WITH = ("givi", "laplace", "laplace_diagonal", "laplace_last_layer", "swag"), ("batch_size", "anchored")
+WHOLE, WHOLE_WITH = ("laplace", "laplace_diagonal", "laplace_last_layer", "swag"), ("batch_size", "anchored")
 """Engines that work on all layers, and settings that make others do so: points, or their noise, must not be coupled."""
 GRID_POINTS, FUNCTIONS = 100, 5
 """Of the curves that are kept for pictures."""
@@ -106,7 +106,7 @@ def compare(
     Arguments:
         model: gives network, scaling, likelihood and prior; its forward pass is the row "amortised".
         tasks: (xc, yc, xt, yt), or pairs (x, y) together with `context_fraction`; with masks as of `bnnp.evaluate`.
-        engines: names of `bnnp.inference.ENGINES`, `build` functions, `Row`s, or dictionaries with the arguments of one.
+        engines: names of `bnnp.inference.ENGINES`, `build` functions, `Row` objects, or dictionaries with the arguments of one.
         prior: None for the model's own; another as of `bnnp.inference.functional`.
         likelihood: another than the model's own, such as `Gaussian(0.1, learn_noise=False)`, for all rows, the amortised one too.
         context_fraction: share of context points, for pairs.

@@ -18,16 +18,17 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bnnp.conjugate import condition
 from bnnp.factors import JointFactor
 from bnnp.inference.functional import Functional
 from bnnp.likelihoods import noise_factor, noise_of
-from bnnp.linalg import cho_solve, quiet_cholesky
+from bnnp.linalg import cho_solve, quiet_cholesky, solve_lower
 from bnnp.priors import HeavyTailed
 from bnnp.structures import LayerPrior, Network
 
@@ -47,7 +48,7 @@ def check_metric(target: object) -> Functional:
 
     Raises:
         TypeError: it is no functional.
-        ValueError: the last layer is integrated out, or the noise is not Gaussian and independent.
+        ValueError: noise that is not Gaussian and independent, or a prior whose layers depend on each other.
     """
     if not isinstance(target, Functional):
         raise TypeError(f"Expected a functional for curvature=True, whose f is known. Got {type(target).__name__}. Use curvature=False.")
@@ -56,27 +57,38 @@ def check_metric(target: object) -> Functional:
             "Expected a prior whose layers are independent and Gaussian for curvature=True. Got one of a whole network or with heavy "
             "tails. Use curvature=False."
         )
-    if target.collapse or noise_of(target.likelihood) is None or noise_factor(target.likelihood) is not None:
+    if noise_of(target.likelihood) is None or noise_factor(target.likelihood) is not None:
         raise ValueError(
-            "Expected all layers in eps and independent Gaussian noise for curvature=True. Got "
-            f"collapse={target.collapse} and {type(target.likelihood).__name__}. Use collapse=False, or curvature=False."
+            f"Expected independent Gaussian noise for curvature=True. Got {type(target.likelihood).__name__}. Use curvature=False."
         )
     return target
 
 
 def sensitivities(target: Functional, eps: Tensor) -> Tensor:
-    """Return df / deps over the noise, with shape (*S, T, N d_y, dim), zero for what was not observed.
+    """Return J with J^T J the Gauss-Newton precision of the data, with shape (*S, T, N d_y, dim): df / deps over the noise.
 
     Points do not meet given the weights, so one backward pass for each output gives the derivatives by every layer's outputs at all points,
-    delta; those by eps of unit u are delta_nu (a_n L_u).
+    delta; those by eps of unit u are delta_nu (a_n L_u). Rows of what was not observed are zero. Where the last layer is integrated out, f
+    is that of its mean given eps, and what it can make up for counts as noise: J is R^{-1} J_hidden with R R^T = I + J_last J_last^T.
 
     Arguments:
         target: with a task axis.
         eps: with shape (*S, T, dim).
     """
+    if not target.collapse:
+        return _over_noise(target, target.weights(eps))
+    given, (A, sites), weights = target._problem(eps)
+    J = _over_noise(target, (*weights, given.weights(condition(given.core, A, sites).mean)))
+    hidden, own = J[..., : target.dim], J[..., target.dim :]
+    eye = torch.eye(J.shape[-2], dtype=J.dtype, device=J.device)
+    return solve_lower(quiet_cholesky(eye + own @ own.mT), hidden)
+
+
+def _over_noise(target: Functional, weights: Sequence[Tensor]) -> Tensor:
+    """Return df / deps over the noise, of the eps of all layers, with shape (*S, T, N d_y, .)."""
     noise, architecture = noise_of(target.likelihood), target.source.architecture
     assert noise is not None
-    weights, H = target.weights(eps), target.scaled.x
+    H = target.scaled.x
     inputs, outputs = [], []
     with torch.enable_grad():
         for i, W in enumerate(weights):

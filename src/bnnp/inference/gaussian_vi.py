@@ -37,7 +37,6 @@ from bnnp.inference.variational import REPORTED, Ascent, Schedule, bounds, chunk
 from bnnp.linalg import cholesky, solve_lower_transposed
 from bnnp.priors import HeavyTailed
 from bnnp.seeds import check_count, seeded
-from bnnp.structures import Network
 
 __all__ = [
     "ESTIMATORS",
@@ -112,7 +111,7 @@ def build(
     learning_rate: float = 3e-2,
     final_learning_rate: float = 3e-4,
     averaged: float = 0.2,
-    estimator: str = "path",
+    estimator: str | None = None,
     batch_size: int | None = None,
     scale: float = 0.1,
     start: Tensor | None = None,
@@ -130,7 +129,7 @@ def build(
         final_learning_rate: of the last; linear between.
         averaged: share of the steps, the last ones, whose parameters are averaged.
         estimator: of the gradient: "path", "analytic" or "local". The last needs a functional with independent units, the structure
-            "mean_field" and all points.
+            "mean_field" and all points. None takes "local" where it applies, and otherwise "path".
         batch_size: take so many points of each task a step.
         scale: standard deviations at the start, of a prior's 1. Draws as wide as the prior's carry no signal: keep it small.
         start: draws (n, T, dim) of another posterior: their moments are tried as start too.
@@ -140,7 +139,7 @@ def build(
     """
     if structure not in STRUCTURES:
         raise ValueError(f"Expected structure as one of {', '.join(STRUCTURES)}. Got {structure!r}.")
-    if estimator not in ESTIMATORS:
+    if estimator is not None and estimator not in ESTIMATORS:
         raise ValueError(f"Expected estimator as one of {', '.join(ESTIMATORS)}. Got {estimator!r}.")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"Expected scale as a positive number. Got {scale}.")
@@ -153,8 +152,10 @@ def build(
     if any(size < 1 for size in sizes) or sum(sizes) != target.dim:
         raise ValueError(f"Expected sizes of blocks that add up to {target.dim}, all positive. Got {list(sizes)}, together {sum(sizes)}.")
     groups = _groups(sizes)
-    if estimator == "local":
-        _check_local(target, groups, batch_size)
+    wrong = _not_local(target, groups, batch_size)
+    if estimator == "local" and wrong:
+        raise ValueError(f"Expected a functional with independent weights and all points for estimator='local'. Got {wrong}. Use 'path'.")
+    estimator = estimator or ("path" if wrong else "local")
     schedule = Schedule(num_steps, learning_rate, final_learning_rate, averaged)
     plan = Plan(target, groups, schedule, samples_per_step, estimator, batch_size, scale, start)
     return Engine(
@@ -213,16 +214,16 @@ def _groups(sizes: tuple[int, ...]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _check_local(target: Target, groups: tuple[Group, ...], batch_size: int | None) -> None:
-    """Refuse to draw activations where they are not independent given the layer before."""
+def _not_local(target: Target, groups: tuple[Group, ...], batch_size: int | None) -> str:
+    """Say why activations cannot be drawn in the place of weights: what is not independent given the layer before; nothing if they can."""
     if not isinstance(target, Functional):
-        raise ValueError(f"Expected a functional for estimator='local', whose activations are drawn. Got {type(target).__name__}.")
-    kinds = sorted({type(layer).__name__ for layer in target.layers if layer.joint or isinstance(layer, HeavyTailed | Network)})
-    wrong = "layers with " + ", ".join(kinds) + " priors" if kinds else ""
-    wrong = "blocks of correlated weights" if groups else "a batch of points" if batch_size is not None else wrong
-    wrong = "a functional that collapses its last layer, which couples points" if target.collapse else wrong
-    if wrong:
-        raise ValueError(f"Expected independent weights, points and units for estimator='local'. Got {wrong}. Use estimator='path'.")
+        return f"a {type(target).__name__}, which has no activations"
+    if target.collapse:
+        return "a functional that collapses its last layer, which couples points"
+    kinds = sorted({type(layer).__name__ for layer in target.layers if layer.joint or isinstance(layer, HeavyTailed)})
+    if kinds:
+        return f"layers with {', '.join(kinds)} priors"
+    return "blocks of correlated weights" if groups else "" if batch_size is None else "a batch of points"
 
 
 # --- q -------------------------------------------------------------------------------------------------------------------

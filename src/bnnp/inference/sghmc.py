@@ -9,8 +9,9 @@ same parts (Leimkuhler and Matthews) costs as much, and where the log-joint is q
 stable h, not only at small ones. What noise of batches adds remains, in proportion to h / c times its covariance: the report's
 "temperature" shows it. Memory lasts about sqrt(curvature) / rate steps along the prior's own directions.
 
-The library posteriors has Euler's form, and this one as `baoa`, for one chain of one problem. Here all chains of all tasks go at once, with
-a step size for each task, which is what several chains of many tasks need.
+The library posteriors has Euler's form, in which a step of size h widens a direction of curvature P by a share of about h P / c, and this
+one as `baoa`, for one chain of one problem. Here all chains of all tasks go at once, with a step size for each task: a step of 4 chains of
+16 tasks takes the time of about six of theirs, in place of 64 (hidden widths (48, 48), 30 points, one core).
 
 References:
     Stochastic gradient Hamiltonian Monte Carlo (Chen, Fox and Guestrin, 2014), section 3.

@@ -168,7 +168,7 @@ def build(
         acceptance: what the step size is adapted to.
         step_size: the first one; dim^(-1/4) where None.
         curvature: move in the metric of each particle's sensitivities, for noise far smaller than what the weights can do; for a
-            functional of all layers with Gaussian noise. A trajectory then has its own number of steps, and the step size is the spread of
+            functional with Gaussian noise. A trajectory then has its own number of steps, and the step size is the spread of
             its reference; see `bnnp.inference.curvature`.
         max_stages: most temperatures. The last one is 1 in any case: where it comes too early the report's errors tell.
         proposal: the base; the prior where None.
@@ -352,7 +352,8 @@ def _moved_in_metric(path: _Path, settings: Settings, state: State) -> State:
     eps, gain, count = state.eps.flatten(0, 1), state.gain, 0
     for _ in range(settings.num_moves):
         found = [move(target, path.value_and_grad, part, b, tau, state.generator) for part in eps.split(METRIC_LANES)]
-        eps, gain, chance = (torch.cat([one[i] for one in found]) for i in range(3))
+        eps, gain = torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
+        chance = torch.cat([one[2] for one in found])
         tau = (tau * (chance.mean(0) - settings.acceptance).exp()).clamp(max=FARTHEST_REFERENCE)
         count, accepted = count + found[0][3] * len(eps), accepted + chance.mean(0) / settings.num_moves
     eps, gain = eps.reshape(state.eps.shape), gain.reshape(state.gain.shape)

@@ -169,7 +169,9 @@ def drawn(chains: Chains, n: int, seed: int, name: str) -> Draws:
     """Return n of the draws kept, spread evenly over all chains."""
     if not chains.kept:
         raise ValueError("Expected a state that has kept draws. Got one still on its way. Call update more often.")
-    return Draws(picked(torch.cat(chains.kept), n, seeded(seed, name)))
+    # Chain after chain, so that even thinning takes from every one.
+    eps = torch.stack(chains.kept, dim=1).flatten(0, 1)
+    return Draws(picked(eps, n, seeded(seed, name)))
 
 
 def summary(target: Target, chains: Chains) -> dict[str, Tensor]:
