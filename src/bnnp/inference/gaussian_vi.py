@@ -7,6 +7,7 @@ structures. Cost of a step: `samples_per_step` gradients of the log-joint, and f
 
 L = diag(s) U with U unit lower triangular in blocks, so that entries of U are correlations of sorts whatever the scale of an element.
 Gradients of the bound are written by hand from gradients g of the log-joint at eps = m + L z, one of three unbiased estimators:
+
   "path"      g - grad log q at eps, q held fixed: without noise once q is the posterior;
   "analytic"  g without the prior's part, and the divergence from the prior in closed form;
   "local"     the same, but activations are drawn instead of weights, for each point afresh.
