@@ -88,6 +88,7 @@ def test_a_base_of_ones_own_leads_to_the_same_evidence() -> None:
         assert in_errors(found.report["log_evidence"], found.report["log_evidence_se"], log_z) < 4.5
 
 
+@pytest.mark.slow
 def test_from_the_amortised_posterior_collapsed_and_not() -> None:
     """A small network: from the prior, from an amortised posterior that is far off, with the last layer and without: one evidence."""
     model = bnnp.BNNP(1, 1, hidden=(3,), prior="per_unit", activation="tanh", likelihood=bnnp.Gaussian(0.3, learn_noise=False)).double()
