@@ -424,11 +424,13 @@ def report(state: State) -> dict[str, Tensor]:
     R = len(state.log_z)
     log_evidence, between = log_mean_exp(state.log_z)
     within = (state.spread.mean(0) / R).sqrt()
+    # Where one population has all the weight the first error stops at 1, however far apart their logarithms are.
+    apart = state.log_z.std(0) / math.sqrt(R) if R > 1 else torch.zeros_like(within)
     population_ess = effective_sample_size(state.log_weights.movedim(1, 0)).mean(0)
     ordered = state.ancestors.sort(dim=1).values
     return {
         "log_evidence": log_evidence,
-        "log_evidence_se": torch.fmax(between, within),
+        "log_evidence_se": torch.fmax(torch.fmax(between, within), apart),
         "log_evidence_bar": state.log_z_bar.mean(0),
         "log_evidence_bar_se": state.log_z_bar.std(0) / math.sqrt(R) if R > 1 else torch.full_like(within, math.nan),
         "stages": state.stages.to(within),
