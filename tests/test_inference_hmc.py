@@ -383,10 +383,8 @@ def test_no_draws_before_the_warm_up_is_over() -> None:
 
 def simulated(num_tasks: int, seed: int) -> tuple[Functional, Tensor]:
     """A small network's task drawn from its prior, and the eps that it was drawn with, many times."""
-    g, noise, points = seeded(seed, "simulated"), 0.3, 5
+    g, noise, points = seeded(seed, "simulated"), 0.3, 4
     model = bnnp.BNNP(1, 1, hidden=(3,), prior="diagonal", likelihood=bnnp.Gaussian(noise, learn_noise=False)).double()
-    for parameter in model.prior.scales():
-        parameter.data += 0.7  # so that the data say something
     x = 4 * torch.rand(num_tasks, points, 1, generator=g, dtype=torch.float64) - 2
     empty = functional(model, x, torch.zeros_like(x))
     truth = torch.randn(num_tasks, empty.dim, generator=g, dtype=torch.float64)
@@ -394,9 +392,10 @@ def simulated(num_tasks: int, seed: int) -> tuple[Functional, Tensor]:
     return empty.on(x, y), truth
 
 
-def ranked(num_tasks: int, build: Callable[..., Any], seed: int = 0, draws: int = 40, **settings: Any) -> Tensor:
+def ranked(num_tasks: int, build: Callable[..., Any], seed: int = 0, **settings: Any) -> Tensor:
     """p-values of the ranks of f at five inputs, |eps|^2 and the log-joint of the truth among the engine's draws."""
     target, truth = simulated(num_tasks, seed)
+    draws = settings["num_chains"] * settings["keep"]
     found = run(target, build, num_samples=draws, seed=seed, **settings)
 
     def quantities(eps: Tensor) -> Tensor:
@@ -404,3 +403,26 @@ def ranked(num_tasks: int, build: Callable[..., Any], seed: int = 0, draws: int 
 
     ranks = (quantities(found.draws.eps) < quantities(truth)).sum(0)
     return uniformity(ranks, draws, simulations=999)
+
+
+LIGHT: dict[str, dict[str, Any]] = {
+    "hmc": {"warmup": 50, "draws": 32, "trajectory": 1.5},
+    "nuts": {"warmup": 60, "draws": 25, "max_depth": 4},
+    "mala": {"warmup": 200, "draws": 300},
+}
+
+
+def test_the_truth_is_anywhere_among_the_draws() -> None:
+    assert ranked(80, hmc.build, num_chains=8, keep=4, **LIGHT["hmc"]).min() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDS)
+def test_the_truth_is_anywhere_among_the_draws_in_many_tasks(name: str) -> None:
+    assert ranked(400, BUILDS[name], seed=1, num_chains=8, keep=5, **LIGHT[name]).min() > 0.01
+
+
+def test_a_broken_acceptance_step_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hmc, "accepted", always)
+    settings: dict[str, Any] = {"num_chains": 8, "keep": 4, "warmup": 20, "draws": 32, "num_leapfrog": 3}
+    assert ranked(80, hmc.build, step_size=0.25, **settings).min() < 0.002

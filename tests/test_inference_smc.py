@@ -102,7 +102,7 @@ def test_from_the_amortised_posterior_collapsed_and_not() -> None:
     (a, a_se), *others = found
     for b, b_se in others:
         assert bool(((a - b).abs() < 4.5 * (a_se.square() + b_se.square()).sqrt()).all()), found
-    assert float(torch.stack([se for _, se in found]).max()) < 0.25
+    assert float(torch.stack([se for _, se in found]).max()) < 0.35
 
 
 class Cliff(Target):

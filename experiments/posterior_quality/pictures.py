@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,65 +17,93 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     "per-unit VI": (RED, "^", "--"),
     "per-layer VI": (ORANGE, "s", "-"),
     "full VI": (ORANGE, "^", "--"),
+    "mean-field VI, collapsed": (PURPLE, "s", "-"),
+    "full VI, collapsed": (PURPLE, "^", "--"),
     "GIVI": (GREEN, "D", "-"),
     "BNNP, fitted": (BLUE, "o", "-"),
     "BNNP, meta-trained": (BLUE, "o", "--"),
-    "mean-field VI, collapsed": (PURPLE, "s", "-"),
-    "full VI, collapsed": (PURPLE, "^", "--"),
     "GIVI, collapsed": (GREEN, "D", "--"),
+    "BNNP, fitted longer": (BLUE, "P", ":"),
     "BNNP, importance-weighted": (SKY, "o", "-"),
-    "BNNP, last layer drawn": (SKY, "v", "--"),
-    "BNNP, amortised last layer": (SKY, "x", ":"),
+    "BNNP, last layer drawn": (PURPLE, "v", "--"),
+    "BNNP, amortised last layer": (ORANGE, "X", ":"),
     "prior, exact last layer": (INK, ".", ":"),
 }
-"""Colour, mark and line of each method; those of the two panels are told apart by their names, not by colour alone."""
-PLAIN = ("mean-field VI", "per-unit VI", "per-layer VI", "full VI", "GIVI", "BNNP, fitted", "BNNP, meta-trained")
+"""Colour, mark and line of each method."""
+PLAIN = tuple(LOOKS)[:9]
+BASE = "BNNP, fitted"
+CLOSER = (*(m for m in LOOKS if m.startswith(("GIVI", "BNNP")) and m != BASE), "prior, exact last layer")
 LINEAR = 0.1
 """Below so many nats the axis of divergences is linear: a difference of estimates may be negative."""
 
 
 def divergences(table: Mapping[str, Any]) -> Figure:
-    """Draw KL(q || posterior) against the noise: what the paper compares, and what becomes of it with other last layers and objectives.
+    """Draw KL(q || posterior) against the noise, and how far the bounds of the closer methods lie from each other.
 
     Arguments:
         table: what `summary.summarise` returns.
     """
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(13.5, 6.6), layout="constrained", facecolor="white")
-    left, right = fig.subplots(1, 2, sharey=True)
-    others = [m for m in LOOKS if m not in PLAIN]
-    _panel(left, table, PLAIN, "Approximate posteriors")
-    _panel(right, table, ("GIVI", "BNNP, fitted", *others), "Other treatments of the last layer, other objectives")
-    right.set_ylabel("")
+    fig = Figure(figsize=(14, 6.8), layout="constrained", facecolor="white")
+    left, right = fig.subplots(1, 2)
+    _panel(left, table)
+    _closer(right, table)
     fig.suptitle(
-        "How far from the true posterior? Log evidence less the bound, mean over tasks and seeds (lower is better).\n"
-        "Bars: two standard errors; grey: two standard errors of the evidence, below which nothing can be told. Data have noise 0.1.",
+        "How far from the true posterior? Mean over four tasks, and seeds; bars: two standard errors. Data have noise 0.1.\n"
+        "Grey: two standard errors of the evidence. A difference of bounds, on the right, does not depend on the evidence.",
         fontsize=12,
         color=INK,
     )
     return fig
 
 
-def _panel(ax: Axes, table: Mapping[str, Any], methods: tuple[str, ...], title: str) -> None:
-    shown = [n for n in (f"{x:g}" for x in sorted(table["noises"])) if n in table["evidence"]]
+def _shown(table: Mapping[str, Any]) -> list[str]:
+    """Return the noises of which the evidence is known, as keys, in increasing order."""
+    return [n for n in (f"{x:g}" for x in sorted(table["noises"])) if n in table["evidence"]]
+
+
+def _noise_axis(ax: Axes, shown: list[str], linear: float, scale: float = 0.6) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("symlog", linthresh=linear, linscale=scale)
+    ax.set_xlim(float(shown[0]) / 1.3, float(shown[-1]) * 1.3)
+    ax.axhline(0.0, color=INK, linewidth=0.8)
+
+
+def _closer(ax: Axes, table: Mapping[str, Any]) -> None:
+    """Draw the bounds less that of `BASE`, without the methods that are so far off that they would hide the others."""
+    shown, base = _shown(table), table["methods"].get(BASE, {})
+    _noise_axis(ax, shown, LINEAR)
+    for method in CLOSER:
+        of = table["methods"].get(method, {})
+        at = [n for n in shown if n in of and n in base]
+        if at:
+            colour, mark, line = LOOKS[method]
+            y = [base[n]["mean"] - of[n]["mean"] for n in at]
+            e = [2 * math.hypot(base[n]["bound_error"], of[n]["bound_error"]) for n in at]
+            x = [float(n) for n in at]
+            ax.errorbar(x, y, yerr=e, color=colour, marker=mark, linestyle=line, markersize=6, capsize=2, linewidth=1.6, label=method)
+    dress(ax, f"Bound less that of {BASE} (higher is better)", "standard deviation of the likelihood's noise", "nats")
+    ax.legend(fontsize=9.5, labelcolor=INK, framealpha=0.95, loc="lower right")
+
+
+def _panel(ax: Axes, table: Mapping[str, Any]) -> None:
+    """Draw the divergences of what the paper compares."""
+    shown = _shown(table)
     references = [(table["evidence"][n]["estimates"], table["evidence"][n]["reference"]) for n in shown]
     errors = [of[name]["error"] for of, name in references]
     floor = [2 * sum(e**2 for e in row) ** 0.5 / len(row) for row in errors]
-    ax.set_xscale("log")
-    ax.set_yscale("symlog", linthresh=LINEAR, linscale=0.6)
+    _noise_axis(ax, shown, LINEAR)
     ax.fill_between([float(n) for n in shown], [-f for f in floor], floor, color=GRID, alpha=0.8, linewidth=0)
-    ax.axhline(0.0, color=INK, linewidth=0.8)
-    ax.axvline(0.1, color=GRID, linewidth=1.2)
-    for method in methods:
+    for method in PLAIN:
         of = table["methods"].get(method, {})
         points = [(float(n), of[n]["mean"], 2 * of[n]["error"]) for n in shown if n in of]
         if points:
             colour, mark, line = LOOKS[method]
             x, y, e = zip(*points, strict=True)
             ax.errorbar(x, y, yerr=e, color=colour, marker=mark, linestyle=line, markersize=6, capsize=2, linewidth=1.6, label=method)
-    dress(ax, title, "standard deviation of the likelihood's noise", "KL(q || posterior), nats")
-    ax.set_ylim(bottom=-2 * LINEAR)
+    dress(ax, "Log evidence less the bound (lower is better)", "standard deviation of the likelihood's noise", "KL(q || posterior), nats")
+    ax.set_ylim(bottom=-LINEAR)
     ax.legend(fontsize=9.5, labelcolor=INK, framealpha=0.95)
 
 
@@ -86,17 +115,23 @@ def estimates(table: Mapping[str, Any]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    evidence = table["evidence"]
-    shown = [n for n in (f"{x:g}" for x in sorted(table["noises"])) if n in evidence]
-    names = list(dict.fromkeys(m for n in shown for m in evidence[n]["against_reference"]))
-    fig = Figure(figsize=(max(6.0, 4.6 * len(names)), 4.9), layout="constrained", facecolor="white")
-    axes = fig.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0]
-    for ax, name in zip(axes, names, strict=False):
+    evidence, shown = table["evidence"], _shown(table)
+    found = list(dict.fromkeys(m for n in shown for m in evidence[n]["against_reference"]))
+    names = sorted(found, key=lambda m: -sum(m in evidence[n]["against_reference"] for n in shown))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    fig = Figure(figsize=(4.9 * columns, 3.9 * rows + 0.9), layout="constrained", facecolor="white")
+    axes = fig.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).ravel()
+    for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
         _differences(ax, evidence, shown, name)
-        dress(ax, name, "standard deviation of the likelihood's noise", "nats above the reference" if ax is axes[0] else "")
+        below = i + columns >= len(names)
+        dress(ax, name, "standard deviation of the likelihood's noise" if below else "", "nats" if i % columns == 0 else "")
+        ax.tick_params(labelbottom=below)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
     fig.suptitle(
-        "Do the estimates of the log evidence agree? Each, less the reference (tempering, at low noise with longer moves), for each task\n"
-        "(bars: two standard errors of the difference; filled: within three, or within 0.1 nats)",
+        "Do the estimates of the log evidence agree? Each, less the reference (tempering; with longer moves at low noise), by task\n"
+        "Bars: two standard errors of the difference. Filled: within three of them, or within 0.1 nats.",
         fontsize=12,
         color=INK,
     )
@@ -104,9 +139,7 @@ def estimates(table: Mapping[str, Any]) -> Figure:
 
 
 def _differences(ax: Axes, evidence: Mapping[str, Any], shown: list[str], name: str) -> None:
-    ax.set_xscale("log")
-    ax.set_yscale("symlog", linthresh=0.3, linscale=0.8)
-    ax.axhline(0.0, color=INK, linewidth=0.8)
+    _noise_axis(ax, shown, 1.0, 1.4)
     colours = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
     for n in shown:
         of = evidence[n]["against_reference"].get(name)
@@ -114,6 +147,8 @@ def _differences(ax: Axes, evidence: Mapping[str, Any], shown: list[str], name: 
             x = float(n) * 1.09 ** (i - (len(of["spread"]) - 1) / 2)  # beside each other
             colour = colours[i % len(colours)]
             fill = colour if abs(d) < max(0.1, 3 * s) else "white"
-            label = f"task {i + 1}" if n == shown[0] else None
-            ax.errorbar(x, d, yerr=2 * s, fmt="o", color=colour, markerfacecolor=fill, markersize=6, capsize=2, label=label)
+            ax.errorbar(x, d, yerr=2 * s, fmt="o", color=colour, markerfacecolor=fill, markersize=6, capsize=2)
+    tasks = max(len(of["spread"]) for n in shown for of in evidence[n]["against_reference"].values())
+    for i in range(tasks):
+        ax.plot([], [], "o", color=colours[i % len(colours)], markersize=6, label=f"task {i + 1}")
     ax.legend(fontsize=9.5, labelcolor=INK, framealpha=0.95)

@@ -13,6 +13,8 @@ Key = tuple[str, float, int | None]
 TOLERANCE = 3.0
 """Two estimates agree if they differ by less than so many standard errors of their difference, or by `SMALL`."""
 SMALL = 0.1
+UNSURE = 0.5
+"""From this standard error of a logarithm on, the delta method that it comes from is no longer to be believed."""
 BRIDGED = ", bridged"
 """What is added to the name of tempering where its particles are used for bridges between temperatures instead of mean weights."""
 
@@ -42,8 +44,16 @@ def judge(reference: Record, estimate: Record) -> dict[str, Any]:
 
 
 def _single(record: Record) -> dict[str, Any]:
-    """Return the record of an estimate, of which there is one row."""
-    return {**{key: record[key][0] for key in TOLD if record.get(key) is not None}, "seconds": record["seconds"]}
+    """Return the record of an estimate, of which there is one row.
+
+    A standard error of a logarithm cannot grow beyond that of one population that outweighs the others. From `UNSURE` on, the distance to
+    what bridges make of the same particles stands in its place, where that is more.
+    """
+    kept = {key: record[key][0] for key in TOLD if record.get(key) is not None}
+    if "bennett" in kept:
+        pairs = zip(kept["value"], kept["error"], kept["bennett"], strict=True)
+        kept["error"] = [error if error < UNSURE else max(error, abs(value - other)) for value, error, other in pairs]
+    return {**kept, "seconds": record["seconds"]}
 
 
 def _weighted(evidence: Record, own: Sequence[Record]) -> dict[str, Any] | None:
@@ -93,6 +103,7 @@ def summarise(records: Mapping[Key, Record], config: Mapping[str, Any]) -> dict[
                 z = evidence[f"{noise:g}"]["estimates"][reference(config, noise)]
                 row = {"bounds": rows, **divergence(z, rows, errors), "seconds": sum(r["seconds"] for r in own)}
                 row["weighted"] = _weighted(z, own)
+                row["bound_error"] = math.sqrt(sum(e**2 for of in errors for e in of)) / (len(rows) * len(rows[0]))
                 methods.setdefault(method, {})[f"{noise:g}"] = row
     whole = {key: config[key] for key in ("noises", "tasks")}
     return {**whole, "evidence": evidence, "methods": methods}

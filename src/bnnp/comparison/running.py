@@ -36,7 +36,7 @@ __all__ = ["Row", "compare"]
 
 AMORTISED = "amortised"
 """The engine that is the model's own forward pass, with its last layer in closed form."""
-WHOLE, WHOLE_WITH = ("givi", "laplace", "laplace_diagonal", "laplace_last_layer", "swag"), ("batch_size", "anchored")
+WHOLE, WHOLE_WITH = ("laplace", "laplace_diagonal", "laplace_last_layer", "swag"), ("batch_size", "anchored")
 """Engines that work on all layers, and settings that make others do so: points, or their noise, must not be coupled."""
 GRID_POINTS, FUNCTIONS = 100, 5
 """Of the curves that are kept for pictures."""
