@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -87,6 +88,7 @@ def test_a_base_of_ones_own_leads_to_the_same_evidence() -> None:
         assert in_errors(found.report["log_evidence"], found.report["log_evidence_se"], log_z) < 4.5
 
 
+@pytest.mark.slow
 def test_from_the_amortised_posterior_collapsed_and_not() -> None:
     """A small network: from the prior, from an amortised posterior that is far off, with the last layer and without: one evidence."""
     model = bnnp.BNNP(1, 1, hidden=(3,), prior="per_unit", activation="tanh", likelihood=bnnp.Gaussian(0.3, learn_noise=False)).double()
@@ -102,7 +104,7 @@ def test_from_the_amortised_posterior_collapsed_and_not() -> None:
     (a, a_se), *others = found
     for b, b_se in others:
         assert bool(((a - b).abs() < 4.5 * (a_se.square() + b_se.square()).sqrt()).all()), found
-    assert float(torch.stack([se for _, se in found]).max()) < 0.25
+    assert float(torch.stack([se for _, se in found]).max()) < 0.35
 
 
 class Cliff(Target):
@@ -127,9 +129,15 @@ def test_what_cannot_be_computed_has_no_density() -> None:
 
 def test_a_run_that_ends_too_early_says_so() -> None:
     target, _, _, _ = problem("linear")
-    r = run(target, smc.build, num_samples=4, max_stages=2, num_particles=50, seed=0).report
+    built = smc.build(target, max_stages=2, num_particles=50, num_populations=4)
+    state = built.init(0)
+    for _ in range(built.num_updates):
+        state = built.update(state)
+    r = built.report(state)
     assert bool((r["inverse_temperature"] == 1).all()) and bool((r["stages"] == 2).all())
     assert float(r["log_evidence_se"].min()) > 0.3
+    wide = built.report(dataclasses.replace(state, log_z=10 * state.log_z))  # populations far apart: an error of more than 1
+    assert bool((wide["log_evidence_se"] >= 4.99 * state.log_z.std(0)).all()) and float(wide["log_evidence_se"].max()) > 2
 
 
 def test_same_seed_same_result_and_tasks_do_not_meet() -> None:

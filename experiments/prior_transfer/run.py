@@ -180,7 +180,8 @@ def report(out: Path, config: Config, found: Mapping[Cell, Record]) -> str:
     write_atomically(out / "results.json", (json.dumps(whole, indent=1) + "\n").encode())
     words = tables(table)
     write_atomically(out / "tables.md", words.encode())
-    save_figure(pictures.score_against_seconds(table), out / "score_against_seconds.png")
+    for score, file in (("joint", "score_against_seconds.png"), ("crps", "crps_against_seconds.png")):
+        save_figure(pictures.score_against_seconds(table, score), out / file)
     return words
 
 

@@ -47,7 +47,7 @@ def _row(record: Record, base: Record | None) -> dict[str, Any]:
     found |= {"seconds_per_task": record["seconds"] / tasks, "gradients": record["gradients"], "tasks": tasks}
     found["report"] = {name: _spread(values) for name, values in record["report"].items() if values}
     rhat = record["report"].get("rhat")
-    if rhat:
+    if rhat and any(r == r for r in rhat):  # of one draw a chain there is none
         found["tasks_mixed"] = sum(r < MIXED for r in rhat)
     return found
 
@@ -133,7 +133,7 @@ def _scores(rows: Mapping[str, Mapping[str, Any]]) -> str:
             f"{100 * own['inside_80'][0]:.0f}",
             f"{row['seconds_per_task']:.2g}",
             f"{row['gradients']}",
-            f"{number(rhat[0])}, {number(rhat[2])}" if rhat else "",
+            f"{number(rhat[0])}, {number(rhat[2])}" if "tasks_mixed" in row else "",
             f"{row['tasks_mixed']} of {row['tasks']}" if "tasks_mixed" in row else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")

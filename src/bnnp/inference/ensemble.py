@@ -1,9 +1,10 @@
 """Deep ensembles: several networks, each at a mode of its own.
 
-When: the plain answer where a posterior has several modes and its width in each matters less. Plain members have no width at all: where
-data say little they agree only as far as their starts led them to one mode, so the spread of an ensemble is no posterior standard
-deviation. `anchored=True` gives it that meaning: each member has a draw of the prior in place of the prior's mean, and targets perturbed by
-a draw of the noise. Its modes are then draws of the posterior where the network is linear, exactly, and approximately where it is not.
+When: the plain answer where a posterior has several modes and its width in each matters less. Plain members have no width at all: their
+spread is that of the modes, no posterior standard deviation, and nil where they all find one function, which a network with N(0, I) on its
+eps often has (ten of hidden widths (20, 20) with 20 points agreed to three digits where HMC had a spread of 0.05). `anchored=True` gives
+the spread its meaning: each member has a draw of the prior in place of the prior's mean, and targets perturbed by a draw of the noise. Its
+modes are then draws of the posterior where the network is linear, exactly, and approximately where it is not (0.05 in that example).
 
 Cost: `steps` gradients a member.
 

@@ -7,9 +7,10 @@ structures. Cost of a step: `samples_per_step` gradients of the log-joint, and f
 
 L = diag(s) U with U unit lower triangular in blocks, so that entries of U are correlations of sorts whatever the scale of an element.
 Gradients of the bound are written by hand from gradients g of the log-joint at eps = m + L z, one of three unbiased estimators:
+
   "path"      g - grad log q at eps, q held fixed: without noise once q is the posterior;
   "analytic"  g without the prior's part, and the divergence from the prior in closed form;
-  "local"     the same, but activations are drawn instead of weights, for each point afresh: less noise where points are many.
+  "local"     the same, but activations are drawn instead of weights, for each point afresh.
 
 References:
     Auto-encoding variational Bayes (Kingma and Welling, 2014).
@@ -129,7 +130,8 @@ def build(
         final_learning_rate: of the last; linear between.
         averaged: share of the steps, the last ones, whose parameters are averaged.
         estimator: of the gradient: "path", "analytic" or "local". The last needs a functional with independent units, the structure
-            "mean_field" and all points. None takes "local" where it applies, and otherwise "path".
+            "mean_field" and all points. None takes "local" where it applies and costs no more than products with the weights, which it does
+            under diagonal priors, and otherwise "path".
         batch_size: take so many points of each task a step.
         scale: standard deviations at the start, of a prior's 1. Draws as wide as the prior's carry no signal: keep it small.
         start: draws (n, T, dim) of another posterior: their moments are tried as start too.
@@ -155,7 +157,8 @@ def build(
     wrong = _not_local(target, groups, batch_size)
     if estimator == "local" and wrong:
         raise ValueError(f"Expected a functional with independent weights and all points for estimator='local'. Got {wrong}. Use 'path'.")
-    estimator = estimator or ("path" if wrong else "local")
+    if estimator is None:
+        estimator = "local" if not wrong and _is_diagonal(target) else "path"
     schedule = Schedule(num_steps, learning_rate, final_learning_rate, averaged)
     plan = Plan(target, groups, schedule, samples_per_step, estimator, batch_size, scale, start)
     return Engine(
@@ -224,6 +227,11 @@ def _not_local(target: Target, groups: tuple[Group, ...], batch_size: int | None
     if kinds:
         return f"layers with {', '.join(kinds)} priors"
     return "blocks of correlated weights" if groups else "" if batch_size is None else "a batch of points"
+
+
+def _is_diagonal(target: Target) -> bool:
+    """Tell whether the weights themselves are independent: otherwise variances of activations are quadratic forms, 25 times as dear."""
+    return isinstance(target, Functional) and all(isinstance(layer.given().factor, DiagonalFactor) for layer in target.layers)
 
 
 # --- q -------------------------------------------------------------------------------------------------------------------

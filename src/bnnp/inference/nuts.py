@@ -7,6 +7,9 @@ What lockstep costs: all lanes double together, and a lane that has turned waits
 as the longest trajectory of any chain of any task; `State.gradients` counts what was computed, waiting included. Where trajectories
 differ much, `bnnp.inference.hmc`, whose lanes never wait, gives more draws per second.
 
+Why not Pyro's, which a test finds to agree: it moves one chain of one task at a time. On 16 tasks of a network with one hidden layer of 6,
+in one run on one thread, an effective draw took it about 40 times the processor time of this one, and 90 times that of HMC.
+
 References:
     The No-U-Turn sampler: adaptively setting path lengths in Hamiltonian Monte Carlo (Hoffman and Gelman, 2014).
     A conceptual introduction to Hamiltonian Monte Carlo (Betancourt, 2017), appendix A: multinomial weights and the general U-turn.

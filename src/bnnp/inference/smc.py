@@ -40,6 +40,9 @@ from bnnp.seeds import check_count, seeded
 __all__ = ["Settings", "State", "build", "init", "report", "sample", "update"]
 
 BISECTIONS = 60
+ADAPTING = 2.0
+"""How fast step sizes follow acceptance: a few trajectories must do, and the mean over all particles is no noisy guide."""
+
 METRIC_LANES = 32
 """How many particles are moved at once in the metric of their sensitivities: what these need is to stay in the cache."""
 
@@ -276,6 +279,7 @@ def update(path: _Path, settings: Settings, state: State) -> State:
         log_z=state.log_z + mean.squeeze(1) - before,
         spread=state.spread + _relative_variance(state.log_weights, _times(step, gain)),
         inverse_temperature=new,
+        step_size=state.step_size * torch.where(b > 0, (b / new).pow(0.25), torch.ones_like(b)),
         stages=state.stages + (b < 1),
         stage=state.stage + 1,
     )
@@ -354,7 +358,7 @@ def _moved_in_metric(path: _Path, settings: Settings, state: State) -> State:
         found = [move(target, path.value_and_grad, part, b, tau, state.generator) for part in eps.split(METRIC_LANES)]
         eps, gain = torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
         chance = torch.cat([one[2] for one in found])
-        tau = (tau * (chance.mean(0) - settings.acceptance).exp()).clamp(max=FARTHEST_REFERENCE)
+        tau = (tau * (ADAPTING * (chance.mean(0) - settings.acceptance)).exp()).clamp(max=FARTHEST_REFERENCE)
         count, accepted = count + found[0][3] * len(eps), accepted + chance.mean(0) / settings.num_moves
     eps, gain = eps.reshape(state.eps.shape), gain.reshape(state.gain.shape)
     return dataclasses.replace(state, eps=eps, gain=gain, step_size=tau, acceptance=accepted, gradients=state.gradients + count)
@@ -388,7 +392,7 @@ def _moved_by_variance(path: _Path, settings: Settings, state: State) -> State:
         value, gain = torch.where(take, at_value, value), torch.where(take, at_gain, gain)
         eps, gradient = torch.where(take.unsqueeze(-1), at, eps), torch.where(take.unsqueeze(-1), slope, gradient)
         rate = chance.mean((0, 1))
-        step = step * (rate - settings.acceptance).exp()
+        step = step * (ADAPTING * (rate - settings.acceptance)).exp()
         count, accepted = count + steps, accepted + rate / settings.num_moves
     return dataclasses.replace(state, eps=eps, gain=gain, step_size=step, acceptance=accepted, gradients=state.gradients + count * lanes)
 
@@ -420,11 +424,13 @@ def report(state: State) -> dict[str, Tensor]:
     R = len(state.log_z)
     log_evidence, between = log_mean_exp(state.log_z)
     within = (state.spread.mean(0) / R).sqrt()
+    # Where one population has all the weight the first error stops at 1, however far apart their logarithms are.
+    apart = state.log_z.std(0) / math.sqrt(R) if R > 1 else torch.zeros_like(within)
     population_ess = effective_sample_size(state.log_weights.movedim(1, 0)).mean(0)
     ordered = state.ancestors.sort(dim=1).values
     return {
         "log_evidence": log_evidence,
-        "log_evidence_se": torch.fmax(between, within),
+        "log_evidence_se": torch.fmax(torch.fmax(between, within), apart),
         "log_evidence_bar": state.log_z_bar.mean(0),
         "log_evidence_bar_se": state.log_z_bar.std(0) / math.sqrt(R) if R > 1 else torch.full_like(within, math.nan),
         "stages": state.stages.to(within),
