@@ -9,7 +9,7 @@ export MPLBACKEND ?= Agg
 # Two workers halve the time of the tests; make test PARALLEL= runs them one after another.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo test test-slow bench bench-context bench-width docs screenshots format clean
+.PHONY: setup demo test test-slow bench bench-context bench-engines bench-width docs screenshots format clean
 
 setup: .venv/.stamp
 
@@ -43,6 +43,9 @@ bench: setup
 
 bench-context: setup
 	OMP_NUM_THREADS=2 .venv/bin/python -m benchmarks.context $(ARGS)
+
+bench-engines: setup
+	.venv/bin/python -m benchmarks.engines $(ARGS)
 
 bench-width: setup
 	.venv/bin/python -m benchmarks.width $(ARGS)
