@@ -120,6 +120,17 @@ def records(config: dict[str, Any]) -> dict[Any, Any]:
     }
 
 
+def test_where_populations_do_not_agree_the_error_is_the_distance_of_two_estimates() -> None:
+    config = run.read_config(run.HERE / "quick.json")
+    found = records(config)
+    found["tempered from the prior", 1.0, None] |= {"error": [[1.0, 0.1]], "bennett": [[-3.0, 2.5]], "bennett_error": [[0.2, 0.2]]}
+    of = summarise(found, config)["evidence"]["1"]
+    assert of["estimates"]["tempered from the prior"]["error"] == [4.0, 0.1]
+    assert of["against_reference"]["tempered from the prior, bridged"]["agree"] == 2
+    other = summarise(found, {**config, "reference_at": {"1": "importance from the amortised"}})["evidence"]["1"]
+    assert other["reference"] == "importance from the amortised"
+
+
 def test_a_summary_has_a_line_for_each_method_and_pictures_show_them() -> None:
     config = run.read_config(run.HERE / "quick.json")
     table = summarise(records(config), config)

@@ -96,7 +96,7 @@ def meta(config: Mapping[str, Any], plan: Mapping[str, Any], noise: float, seed:
         checkpoint_every=250,
         log_every=50,
         progress=False,
-        **own["training"],
+        **{**own["training"], **plan.get("training", {})},
     )
     return {**_bounds(config, model, scored_tasks(config)), "skipped": trained.skipped}
 

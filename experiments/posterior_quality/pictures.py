@@ -17,22 +17,25 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     "per-unit VI": (RED, "^", "--"),
     "per-layer VI": (ORANGE, "s", "-"),
     "full VI": (ORANGE, "^", "--"),
-    "mean-field VI, collapsed": (PURPLE, "s", "-"),
-    "full VI, collapsed": (PURPLE, "^", "--"),
+    "full VI longer": (ORANGE, "P", ":"),
     "GIVI": (GREEN, "D", "-"),
     "BNNP, fitted": (BLUE, "o", "-"),
     "BNNP, meta-trained": (BLUE, "o", "--"),
+    "mean-field VI, collapsed": (RED, "s", "-"),
+    "full VI, collapsed": (RED, "^", "--"),
     "GIVI, collapsed": (GREEN, "D", "--"),
     "BNNP, fitted longer": (BLUE, "P", ":"),
+    "BNNP, meta-trained longer": (BLUE, "*", "--"),
     "BNNP, importance-weighted": (SKY, "o", "-"),
     "BNNP, last layer drawn": (PURPLE, "v", "--"),
     "BNNP, amortised last layer": (ORANGE, "X", ":"),
     "prior, exact last layer": (INK, ".", ":"),
 }
 """Colour, mark and line of each method."""
-PLAIN = tuple(LOOKS)[:9]
+PLAIN = tuple(LOOKS)[:8]
 BASE = "BNNP, fitted"
-CLOSER = (*(m for m in LOOKS if m.startswith(("GIVI", "BNNP")) and m != BASE), "prior, exact last layer")
+CLOSER = tuple(m for m in LOOKS if m not in (*PLAIN[:5], BASE))
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 LINEAR = 0.1
 """Below so many nats the axis of divergences is linear: a difference of estimates may be negative."""
 
@@ -84,7 +87,7 @@ def _closer(ax: Axes, table: Mapping[str, Any]) -> None:
             x = [float(n) for n in at]
             ax.errorbar(x, y, yerr=e, color=colour, marker=mark, linestyle=line, markersize=6, capsize=2, linewidth=1.6, label=method)
     dress(ax, f"Bound less that of {BASE} (higher is better)", "standard deviation of the likelihood's noise", "nats")
-    ax.legend(fontsize=9.5, labelcolor=INK, framealpha=0.95, loc="lower right")
+    ax.legend(fontsize=9.5, labelcolor=INK, framealpha=0.95, loc="upper right")
 
 
 def _panel(ax: Axes, table: Mapping[str, Any]) -> None:
@@ -118,9 +121,9 @@ def estimates(table: Mapping[str, Any]) -> Figure:
     evidence, shown = table["evidence"], _shown(table)
     found = list(dict.fromkeys(m for n in shown for m in evidence[n]["against_reference"]))
     names = sorted(found, key=lambda m: -sum(m in evidence[n]["against_reference"] for n in shown))
-    columns = min(3, len(names))
+    columns = min(4 if len(names) > 6 else 3, len(names))
     rows = -(-len(names) // columns)
-    fig = Figure(figsize=(4.9 * columns, 3.9 * rows + 0.9), layout="constrained", facecolor="white")
+    fig = Figure(figsize=(4.4 * columns, 3.9 * rows + 0.9), layout="constrained", facecolor="white")
     axes = fig.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).ravel()
     for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
         _differences(ax, evidence, shown, name)
@@ -129,8 +132,13 @@ def estimates(table: Mapping[str, Any]) -> Figure:
         ax.tick_params(labelbottom=below)
     for ax in axes[len(names) :]:
         ax.set_axis_off()
+    tasks = max(len(of["spread"]) for n in shown for of in evidence[n]["against_reference"].values())
+    for i in range(tasks):
+        axes[0].plot([], [], "o", color=COLOURS[i % len(COLOURS)], markersize=6, label=f"task {i + 1}")
+    axes[0].legend(fontsize=9.5, labelcolor=INK, framealpha=0.95)
     fig.suptitle(
-        "Do the estimates of the log evidence agree? Each, less the reference (tempering; with longer moves at low noise), by task\n"
+        "Do the estimates of the log evidence agree? Each, task by task, less the reference: importance sampling from noise 0.1 on, "
+        "tempering below.\n"
         "Bars: two standard errors of the difference. Filled: within three of them, or within 0.1 nats.",
         fontsize=12,
         color=INK,
@@ -140,15 +148,10 @@ def estimates(table: Mapping[str, Any]) -> Figure:
 
 def _differences(ax: Axes, evidence: Mapping[str, Any], shown: list[str], name: str) -> None:
     _noise_axis(ax, shown, 1.0, 1.4)
-    colours = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
     for n in shown:
         of = evidence[n]["against_reference"].get(name)
         for i, (d, s) in enumerate(zip(*((of["less_reference"], of["spread"]) if of else ((), ())), strict=True)):
             x = float(n) * 1.09 ** (i - (len(of["spread"]) - 1) / 2)  # beside each other
-            colour = colours[i % len(colours)]
+            colour = COLOURS[i % len(COLOURS)]
             fill = colour if abs(d) < max(0.1, 3 * s) else "white"
             ax.errorbar(x, d, yerr=2 * s, fmt="o", color=colour, markerfacecolor=fill, markersize=6, capsize=2)
-    tasks = max(len(of["spread"]) for n in shown for of in evidence[n]["against_reference"].values())
-    for i in range(tasks):
-        ax.plot([], [], "o", color=colours[i % len(colours)], markersize=6, label=f"task {i + 1}")
-    ax.legend(fontsize=9.5, labelcolor=INK, framealpha=0.95)
