@@ -300,6 +300,16 @@ def test_finished_rows_are_not_run_again(tmp_path: Path) -> None:
     assert all(json.loads(path.read_text())["key"] for path in tmp_path.glob("*.json"))
 
 
+def test_a_row_with_other_settings_bound_to_its_engine_is_another(tmp_path: Path) -> None:
+    def go(power: float) -> Comparison:
+        row = Row("bound", functools.partial(build, power=power))
+        return bnnp.compare(made(), problems(), [row], num_samples=3, folder=tmp_path)
+
+    assert go(1.0)["bound"].per_task == go(1.0)["bound"].per_task
+    with pytest.raises(ValueError, match="Got another"):
+        go(2.0)
+
+
 @pytest.mark.parametrize(
     ("engines", "more", "words"),
     [

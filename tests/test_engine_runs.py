@@ -17,6 +17,7 @@ from torch import Tensor
 import bnnp
 from bnnp.inference import Draws, Engine, Target, functional, run, running
 from bnnp.inference.engine import picked
+from bnnp.inference.proposals import Gaussian
 from bnnp.inference.resuming import pack, unpack
 from bnnp.seeds import seeded
 
@@ -94,6 +95,16 @@ def test_another_run_is_not_taken_for_this_one(tmp_path: Path, change: Callable[
     other, settings = change(target)
     with pytest.raises(ValueError, match=r"Expected the run .* Choose another folder"):
         run(other, build, folder=tmp_path, **settings)
+
+
+def test_a_run_from_another_proposal_is_another(tmp_path: Path) -> None:
+    target = gaussian_target()
+    settings: dict[str, Any] = {"num_particles": 4, "num_populations": 1, "folder": tmp_path}
+    near, far = (Gaussian(target.mean + shift, torch.ones_like(target.mean)) for shift in (0.0, 3.0))
+    first = run(target, "smc", proposal=near, **settings)
+    assert torch.equal(run(target, "smc", proposal=near, **settings).draws.eps, first.draws.eps)
+    with pytest.raises(ValueError, match=r"Expected the run .* Choose another folder"):
+        run(target, "smc", proposal=far, **settings)
 
 
 def test_states_come_back_as_they_were() -> None:

@@ -168,6 +168,23 @@ def test_importance_leads_to_the_posterior() -> None:
     assert fewer.log_weights is None and max(moment_errors(fewer.eps, p.mean, p.cov, 900)) < 4.5
 
 
+def test_what_cannot_be_computed_weighs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, F, _ = trained_like()
+    plain = run(F, build, num_samples=64, model=model, num_particles=64, importance=True)
+    own = Functional.log_likelihood
+    lost = plain.draws.eps[7, :, 0]
+
+    def holed(self: Functional, eps: Tensor, batch: Tensor | None = None) -> Tensor:
+        return own(self, eps, batch).masked_fill((eps[..., 0] == lost), math.nan)
+
+    monkeypatch.setattr(Functional, "log_likelihood", holed)
+    found = run(F, build, num_samples=64, model=model, num_particles=64, importance=True)
+    assert plain.draws.log_weights is not None and found.draws.log_weights is not None
+    assert bool((found.draws.log_weights[7] == -math.inf).all()) and bool(found.report["log_evidence"].isfinite().all())
+    W = found.draws.log_weights.softmax(0)
+    assert bool(W.isfinite().all()) and float(W.max()) > 1.5 / 64  # not equal
+
+
 def test_what_does_not_fit_is_refused() -> None:
     model, _, _ = trained_like()
     data = [[[0.0, 1.0]], [[1.0, 2.0]]]

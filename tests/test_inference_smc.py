@@ -107,6 +107,11 @@ def test_from_the_amortised_posterior_collapsed_and_not() -> None:
     assert float(torch.stack([se for _, se in found]).max()) < 0.35
 
 
+def test_without_resampling_there_is_no_second_estimate() -> None:
+    r = run(problem("linear")[0], smc.build, num_samples=4, num_particles=8, **PATHS["ais"]).report
+    assert bool(r["log_evidence_bar"].isnan().all()) and bool(r["log_evidence_bar_se"].isnan().all())
+
+
 class Cliff(Target):
     """A likelihood that cannot be computed on one side: the engine treats it as zero."""
 
@@ -158,6 +163,8 @@ def test_same_seed_same_result_and_tasks_do_not_meet() -> None:
         ({"temperatures": [0.5, 0.4, 1.0]}, "Expected inverse temperatures that increase"),
         ({"temperatures": [0.5]}, "Expected inverse temperatures that increase"),
         ({"num_particles": 0}, "Expected num_particles as a positive integer"),
+        ({"start": torch.zeros(3, 4)}, "Expected start with shape"),
+        ({"start": torch.zeros(3, 1, 4)}, "Expected start with shape"),
         ({"start": torch.zeros(3, 2, 4), "proposal": Gaussian(torch.zeros(2, 4), torch.ones(2, 4))}, "Expected a proposal or a start"),
     ],
 )

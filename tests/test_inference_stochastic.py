@@ -147,6 +147,14 @@ def test_steps_fall_along_the_cosine_and_stay() -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
+def test_large_steps_at_first_are_stable_all_the_same(name: str) -> None:
+    target = gaussian_target()
+    settings = {"num_chains": 2, "climb": 30, "warmup": 100, "steps": 40, "thin": 4, "rate": 1.5, "schedule": "cosine"}
+    eps = run(target, ENGINES[name], num_samples=20, **settings).draws.eps
+    assert float((eps - target.mean).abs().max()) < 20
+
+
+@pytest.mark.parametrize("name", ENGINES)
 def test_every_chain_gives_as_many_draws(name: str) -> None:
     target = gaussian_target()
     engine = ENGINES[name](target, num_chains=4, climb=0, warmup=0, steps=10, thin=1)

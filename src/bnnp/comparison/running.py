@@ -264,6 +264,8 @@ class _Study:
             self.seed,
             self.shown,
         ]
+        if not isinstance(row.engine, str):
+            plain.append(_bound(row.engine))
         parts = [
             model_header(self.model),
             plain,
@@ -359,6 +361,15 @@ def _curves(posterior: Posterior, splits: Sequence[Any], shown: int, seed: int) 
         samples = [_rounded(f[t]) for f in functions]
         found.append({"task": t, **{name: _rounded(values) for name, values in curve.items()}, "samples": samples})
     return found
+
+
+def _bound(build: Build) -> list[Any]:
+    """Return the name of a build function and what was bound to it."""
+    found: list[Any] = []
+    while isinstance(build, partial):
+        found += [str(build.args), sorted((key, str(value)) for key, value in build.keywords.items())]
+        build = build.func
+    return [f"{getattr(build, '__module__', '')}.{getattr(build, '__qualname__', type(build).__qualname__)}", *found]
 
 
 def _slug(name: str) -> str:

@@ -107,7 +107,7 @@ class Amortised:
 
         eps, ratio = self._chain.draw_eps(self.target.scaled, n, normal, self._num_layers)
         if not eps:
-            return torch.zeros(n, self.target.num_tasks, 0, dtype=self.target.dtype), ratio.expand(n, -1)
+            return ratio.new_zeros(n, self.target.num_tasks, 0), ratio.expand(n, -1)
         return torch.cat([z.flatten(-2) for z in eps], dim=-1), ratio
 
     def draw(self, n: int, seed: int) -> Tensor:
@@ -204,7 +204,8 @@ def update(proposal: Amortised, num_particles: int, state: State) -> State:
     if n <= 0:
         return state
     eps, ratio = proposal.drawn(n, state.generator)
-    log_weights = proposal.target.log_likelihood(eps) - ratio
+    # What cannot be computed has no density.
+    log_weights = (proposal.target.log_likelihood(eps) - ratio).nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
     return dataclasses.replace(state, eps=torch.cat([state.eps, eps]), log_weights=torch.cat([state.log_weights, log_weights]))
 
 

@@ -85,7 +85,10 @@ def fingerprint(target: Target, engine: Any, seed: int, settings: dict[str, Any]
     digest = hashlib.sha256(json.dumps([name, seed, {k: _described(v) for k, v in sorted(plain.items())}]).encode())
     pack(settings.get("start"), tensors)
     at = torch.linspace(-1, 1, 2 * target.dim, dtype=target.dtype).reshape(2, 1, target.dim).to(target.device)
-    tensors["density"] = target.log_joint(at.expand(2, target.num_tasks, target.dim)).detach()
+    at = at.expand(2, target.num_tasks, target.dim)
+    tensors["density"] = target.log_joint(at).detach()
+    # A proposal is told from another as the target is.
+    tensors |= {f"density of {key}": v.log_density(at).detach() for key, v in plain.items() if hasattr(v, "log_density")}
     for key in sorted(tensors):
         digest.update(tensors[key].detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

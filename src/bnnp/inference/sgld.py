@@ -66,7 +66,8 @@ def build(
         thin: one draw is kept of so many steps.
         batch_size: points in a batch; None for all.
         rate: h times the largest curvature; steps are unstable from 2.
-        schedule: "constant", or "cosine", with which steps are four times as large at first and fall to h during the warm-up.
+        schedule: "constant", or "cosine", with which steps are four times as large at first, as far as stable, and fall to h during the
+            warm-up.
         start: draws of eps to start from, with shape (n, T, dim); draws of the prior where not given.
 
     Raises:
@@ -82,6 +83,7 @@ def build(
         torch.Size([1, 1])
     """
     start = check_start(target, start)
+    rate = check_share(rate, "rate", 2.0)
     plan = check_plan(
         target,
         num_chains=num_chains,
@@ -92,7 +94,7 @@ def build(
         thin=thin,
         batch_size=batch_size,
         schedule=schedule,
-        boost=4.0,
+        boost=min(4.0, 1.8 / rate),
         start=start,
     )
     return Engine(
@@ -100,7 +102,7 @@ def build(
         target,
         plan.num_updates,
         partial(init, target=target, plan=plan, start=start),
-        partial(update, target=target, plan=plan, rate=check_share(rate, "rate", 2.0)),
+        partial(update, target=target, plan=plan, rate=rate),
         sample,
         partial(report, target=target, rate=rate),
     )

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from bnnp.importance import effective_sample_size, log_mean_exp
 from bnnp.inference.amortised import weighted
+from bnnp.inference.ascent import check_start
 from bnnp.inference.curvature import QUARTER_TURN, check_metric, move
 from bnnp.inference.engine import Draws, Engine
 from bnnp.inference.proposals import Gaussian, Proposal
@@ -88,7 +89,7 @@ class State:
         log_weights: of the particles, the mean of whose exponentials is 1 in each population, with shape (R, P, T).
         inverse_temperature: b with shape (T,).
         log_z: log of the product of mean weights with shape (R, T).
-        log_z_bar: the same by Bennett's acceptance ratio.
+        log_z_bar: the same by Bennett's acceptance ratio; NaN where particles are not resampled.
         spread: sum over temperatures of the relative variances of the mean weights, with shape (R, T).
         step_size: with shape (T,).
         acceptance: of the last temperature's trajectories, with shape (T,).
@@ -178,12 +179,13 @@ def build(
         start: draws (n, T, dim) of another posterior: then the base is a Gaussian with their means and variances, a half wider.
 
     Raises:
-        ValueError: a setting out of range, or both a proposal and a start.
+        ValueError: a setting out of range, a start of another shape, or both a proposal and a start.
     """
     if start is not None and proposal is not None:
         raise ValueError("Expected a proposal or a start, since each is a base of its own. Got both. Leave one out.")
+    start = check_start(target, start)
     if start is not None:
-        proposal = Gaussian.fitted(start.to(target.device, target.dtype), full=False, widened=1.5)
+        proposal = Gaussian.fitted(start, full=False, widened=1.5)
     for name, share in (("ess", ess), ("acceptance", acceptance)):
         if not 0.0 < share < 1.0:
             raise ValueError(f"Expected {name} between 0 and 1. Got {share}.")
@@ -247,7 +249,7 @@ def init(path: _Path, settings: Settings, step_size: float | None, seed: int) ->
         log_weights=zero,
         inverse_temperature=torch.zeros_like(zero[0, 0]),
         log_z=torch.zeros_like(zero[:, 0]),
-        log_z_bar=torch.zeros_like(zero[:, 0]),
+        log_z_bar=torch.full_like(zero[:, 0], 0.0 if settings.resample else math.nan),
         spread=torch.zeros_like(zero[:, 0]),
         step_size=torch.full_like(zero[0, 0], first),
         acceptance=torch.full_like(zero[0, 0], math.nan),
