@@ -114,6 +114,9 @@ def test_states_come_back_as_they_were() -> None:
     back = unpack(json.loads(json.dumps(pack(state, tensors))), tensors)
     assert isinstance(back, Walk) and back.step == state.step and len(back.kept) == 2 and torch.isinf(back.kept[1])
     assert torch.equal(torch.randn(3, generator=back.generator), torch.randn(3, generator=g))
+    away: dict[str, Tensor] = {}
+    placed = pack((torch.zeros(2, device="meta"), torch.zeros(2)), away)
+    assert [t.device.type for t in unpack(placed, {key: torch.zeros(2) for key in away})] == ["meta", "cpu"]
     with pytest.raises(TypeError, match="Got a part of type function"):
         pack((lambda: 0,), {})
     with pytest.raises(ValueError, match="Expected the state of a known engine"):
@@ -138,8 +141,30 @@ def test_a_warm_start_begins_at_draws_of_the_posterior() -> None:
     first = target.start(posterior, 64, 0)[0]
     step = 0.3 * torch.randn(1, target.dim, generator=seeded(0, "walk"), dtype=torch.float64)
     torch.testing.assert_close(found.draws.eps[0], first + step)
+    with pytest.raises(ValueError, match="Expected one of warm_start and start"):
+        run(target, build, warm_start=posterior, start=torch.zeros(2, 1, target.dim))
     with pytest.raises(TypeError, match="Expected a functional for a warm start"):
         run(gaussian_target(), build, warm_start=posterior)
+
+
+def test_a_batch_with_padding_counts_what_is_there() -> None:
+    """Of a target whose tasks differ in size, log-joints from all points of the smaller one are those of all points."""
+
+    class Ragged(Target):
+        dim, num_tasks, counts = 1, 2, torch.tensor([2, 5])  # type: ignore[assignment]
+
+        def log_likelihood(self, eps: Tensor, batch: Tensor | None = None) -> Tensor:
+            batch = torch.arange(5).expand(2, 5) if batch is None else batch
+            return (-(eps - batch).square() * (batch < self.counts.unsqueeze(-1))).sum(-1)
+
+    target, eps = Ragged(), torch.full((2, 1), 0.3, dtype=torch.float64)
+    g = seeded(0, "batches")
+    for _ in range(4):
+        batch = target.draw_batch(3, g)
+        assert target.batch_counts(batch).tolist() == [2, 3]
+        torch.testing.assert_close(target.log_joint(eps, batch)[0], target.log_joint(eps)[0])
+    mean = torch.stack([target.log_joint(eps, target.draw_batch(3, g))[1] for _ in range(2000)])
+    assert abs(float(mean.mean() - target.log_joint(eps)[1])) < 4.5 * float(mean.std()) / 2000**0.5
 
 
 def test_draws_are_spread_over_all_that_was_kept() -> None:

@@ -218,6 +218,28 @@ def test_other_priors_and_likelihoods() -> None:
     torch.testing.assert_close(fixed.log_joint(torch.ones(fixed.dim).double()), before)
 
 
+def test_another_likelihood_keeps_what_belongs_to_the_network_and_forgets_nothing() -> None:
+    model, _, tasks = made(Combination("shared", "exact", True))
+    assert isinstance(model.likelihood, bnnp.Gaussian)
+    model.likelihood.raw_noise.data += 0.7  # as learned
+    eps = torch.zeros(functional(model, *tasks[0]).dim, dtype=torch.float64)
+    torch.testing.assert_close(
+        functional(model, *tasks[0], likelihood=model.likelihood).log_joint(eps), functional(model, *tasks[0]).log_joint(eps)
+    )
+    counts = bnnp.BNNP(1, 1, hidden=(3,), likelihood=bnnp.Poisson()).double()
+    counts.likelihood.fit(torch.tensor([[7.0], [9.0]]), torch.ones(2, 1, dtype=torch.bool))
+    x, y, eps = [[0.0], [1.0]], [[7.0], [8.0]], torch.zeros(10, dtype=torch.float64)
+    own = functional(counts, x, y).log_joint(eps)
+    torch.testing.assert_close(functional(counts, x, y, likelihood=bnnp.Poisson()).log_joint(eps), own)
+    assert float(functional(counts, x, y, likelihood=bnnp.NegativeBinomial(1e-6)).log_joint(eps) - own) == pytest.approx(0, abs=1e-3)
+    assert functional(bnnp.BNNP(1, 1, hidden=(3,), likelihood=bnnp.Bernoulli()), x, y, likelihood=bnnp.Poisson()).dim == 10
+    several = bnnp.BNNP(1, 2, hidden=(3,), likelihood=bnnp.MultivariateGaussian(0.5)).double()
+    assert functional(several, [[0.0]], [[1.0, 2.0]], likelihood=bnnp.MultivariateGaussian(0.3)).dim == 14
+    several.likelihood.get_parameter("lower").data += 0.1
+    with pytest.raises(ValueError, match="nothing is learned here"):
+        functional(bnnp.BNNP(1, 2, hidden=(3,)), [[0.0]], [[1.0, 2.0]], likelihood=several.likelihood)
+
+
 def test_what_cannot_be_computed_is_no_error_for_a_sampler() -> None:
     _, F, _ = made(Combination("shared", "exact", True), collapse=True)
     eps = draws(F, n=2)
@@ -235,6 +257,9 @@ def test_what_cannot_be_computed_is_no_error_for_a_sampler() -> None:
         ({"component": 0}, "Expected no component"),
         ({"likelihood": bnnp.Bernoulli()}, "Expected a likelihood of as many"),
         ({"likelihood": 0.1}, "Expected likelihood as one of"),
+        ({"likelihood": bnnp.Gaussian(0.3)}, "nothing is learned here"),
+        ({"likelihood": Combination("shared", "exact", True).build().likelihood}, "nothing is learned here"),
+        ({"dtype": torch.float16}, "Expected dtype as"),
         ({"prior": bnnp.BNNP(2, 2, hidden=(5,))}, "Expected a prior of weights with shapes"),
         ({"prior": bnnp.Prior("mixture")}, "Expected component= from 0 to 2"),
     ],
@@ -251,6 +276,22 @@ def test_wrong_draws_and_questions_are_named(tmp_path: Path) -> None:
         F.posterior(torch.zeros(3, F.dim))
     with pytest.raises(ValueError, match="Expected finite draws"):
         F.posterior(torch.full((3, 2, F.dim), torch.nan))
+    for weights in (torch.full((3, 2), torch.nan), torch.tensor([[0.0, -torch.inf]] * 3), torch.tensor([[0.0, torch.inf]] * 3)):
+        with pytest.raises(ValueError, match="Expected log_weights below infinity"):
+            F.posterior(draws(F), weights)
+    with pytest.raises(ValueError, match=r"Expected log_weights with shape \(3, 2\)"):
+        F.posterior(draws(F), torch.zeros(3, 1))
+    whole, fewer = torch.zeros(3, 2, F.dim).double(), functional(model, [x for x, _ in tasks], [y for _, y in tasks], collapse=True)
+    for ask in (fewer.log_joint, fewer.weights, fewer.monitor, fewer.value_and_grad):
+        with pytest.raises(ValueError, match=f"Expected eps with {fewer.dim} elements"):
+            ask(whole)
+    with pytest.raises(ValueError, match=f"Expected eps with {F.dim} elements"):
+        F.outputs(whole[..., 1:])
+    with pytest.raises(ValueError, match="Expected weights of 3 layers"):
+        F.eps(F.weights(whole)[:1])
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match="Expected the number of a task from 0 to 1"):
+            F.task(index)
     posterior = F.posterior(draws(F))
     for question in (lambda: posterior.elbo, lambda: posterior.kl, posterior.diagnose):
         with pytest.raises(ValueError, match="Got draws of another inference engine"):

@@ -336,6 +336,16 @@ def test_chains_start_where_they_are_told() -> None:
 
 
 @pytest.mark.parametrize("name", BUILDS)
+def test_updates_are_pure(name: str) -> None:
+    engine = BUILDS[name](gaussian_target(), warmup=0, draws=5, step_size=0.1)
+    state = engine.init(0)
+    first, again = engine.update(state), engine.update(state)
+    assert not torch.equal(first.eps, state.eps)
+    assert torch.equal(first.eps, again.eps)
+    assert torch.equal(engine.update(first).eps, engine.update(again).eps)
+
+
+@pytest.mark.parametrize("name", BUILDS)
 def test_a_state_can_be_stored_and_goes_on(name: str) -> None:
     engine = BUILDS[name](gaussian_target(), warmup=22, draws=10)
     state = engine.init(0)

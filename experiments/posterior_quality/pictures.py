@@ -35,6 +35,8 @@ LOOKS: dict[str, tuple[str, str, str]] = {
 PLAIN = tuple(LOOKS)[:8]
 BASE = "BNNP, fitted"
 CLOSER = tuple(m for m in LOOKS if m not in (*PLAIN[:5], BASE))
+FEWEST = 3
+"""Estimates that were made at fewer noises have no panel of their own; they are in the tables."""
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 LINEAR = 0.1
 """Below so many nats the axis of divergences is linear: a difference of estimates may be negative."""
@@ -111,7 +113,7 @@ def _panel(ax: Axes, table: Mapping[str, Any]) -> None:
 
 
 def estimates(table: Mapping[str, Any]) -> Figure:
-    """Draw how far the estimates of each task's evidence lie from the reference, against the noise: one panel for each estimate.
+    """Draw how far the estimates of each task's evidence lie from the reference, against the noise: one panel each where there are several.
 
     Arguments:
         table: what `summary.summarise` returns.
@@ -120,10 +122,11 @@ def estimates(table: Mapping[str, Any]) -> Figure:
 
     evidence, shown = table["evidence"], _shown(table)
     found = list(dict.fromkeys(m for n in shown for m in evidence[n]["against_reference"]))
-    names = sorted(found, key=lambda m: -sum(m in evidence[n]["against_reference"] for n in shown))
-    columns = min(4 if len(names) > 6 else 3, len(names))
+    times = {m: sum(m in evidence[n]["against_reference"] for n in shown) for m in found}
+    names = sorted((m for m in found if times[m] >= min(FEWEST, len(shown))), key=lambda m: -times[m])
+    columns = 2 if len(names) == 4 else min(3, len(names))
     rows = -(-len(names) // columns)
-    fig = Figure(figsize=(4.4 * columns, 3.9 * rows + 0.9), layout="constrained", facecolor="white")
+    fig = Figure(figsize=(5.6 * columns, 3.7 * rows + 0.9), layout="constrained", facecolor="white")
     axes = fig.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).ravel()
     for i, (ax, name) in enumerate(zip(axes, names, strict=False)):
         _differences(ax, evidence, shown, name)
@@ -137,9 +140,9 @@ def estimates(table: Mapping[str, Any]) -> Figure:
         axes[0].plot([], [], "o", color=COLOURS[i % len(COLOURS)], markersize=6, label=f"task {i + 1}")
     axes[0].legend(fontsize=9.5, labelcolor=INK, framealpha=0.95)
     fig.suptitle(
-        "Do the estimates of the log evidence agree? Each, task by task, less the reference: importance sampling from noise 0.1 on, "
-        "tempering below.\n"
-        "Bars: two standard errors of the difference. Filled: within three of them, or within 0.1 nats.",
+        "Do the estimates of the log evidence agree? Each, task by task, less the reference:\n"
+        "importance sampling from noise 0.1 on, tempering below. Bars: two standard errors of\n"
+        "the difference. Filled: within three of them, or within 0.1 nats.",
         fontsize=12,
         color=INK,
     )

@@ -174,7 +174,8 @@ def collect(out: Path, config: Config, wanted: Sequence[Cell], run: bool = True)
 
 def report(out: Path, config: Config, found: Mapping[Cell, Record]) -> str:
     """Write results.json, tables.md and the pictures, and return the tables."""
-    table = summarise({(c.process, c.prior, c.row): record for c, record in found.items()}, list(config["rows"]))
+    summed = summarise({(c.process, c.prior, c.row): record for c, record in found.items()}, list(config["rows"]))
+    table = {name: summed[name] for name in config["processes"] if name in summed}
     notes = {name: json.loads((out / "models" / name / "training.json").read_text()) for name in config["processes"] if name in table}
     whole = {"training": {name: {k: v for k, v in note.items() if k != "settings"} for name, note in notes.items()}, "processes": table}
     write_atomically(out / "results.json", (json.dumps(whole, indent=1) + "\n").encode())

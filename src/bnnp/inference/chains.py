@@ -104,6 +104,12 @@ class State:
     kept: tuple[Tensor, ...]
     generator: torch.Generator
 
+    def forked(self) -> State:
+        """Return the same with a generator of its own, so that an update leaves the state that it was given as it was."""
+        generator = torch.Generator()
+        generator.set_state(self.generator.get_state())
+        return replace(self, generator=generator)
+
     @property
     def at(self) -> Point:
         """Return where the chains are, with a fresh momentum."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from bnnp.conjugate import condition, to_columns, whiten
 from bnnp.factors import DenseFactor, DiagonalFactor, Factor, Given, JointFactor, Sites
 from bnnp.importance import log_mean_exp
+from bnnp.inference.rebound import rebound
 from bnnp.inference.target import Target
 from bnnp.likelihoods import Likelihood, noise_factor
 from bnnp.linalg import cho_solve, cholesky, log_det, quiet_cholesky, solve_lower
@@ -164,7 +165,13 @@ class Functional(Target):
         return Functional(self.source, self.layers, self.context, self.collapse) if self.single else self
 
     def task(self, index: int) -> Functional:
-        """Return one of the tasks on its own."""
+        """Return one of the tasks on its own, counted from 0.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        if not 0 <= index < self.num_tasks:
+            raise ValueError(f"Expected the number of a task from 0 to {self.num_tasks - 1}. Got {index}.")
         c, at = self.context, slice(index, index + 1)
         one = Context(c.x[at], c.y[at], c.mask[at], None if c.seen is None else c.seen[at])
         return Functional(self.source, self.layers, one, self.collapse, single=True)
@@ -185,6 +192,9 @@ class Functional(Target):
     # --- weights -------------------------------------------------------------------------------------------------
 
     def _in(self, eps: Tensor) -> Tensor:
+        """Return eps with a task axis; one of another size, such as that of a functional with all layers, would be read in part."""
+        if eps.shape[-1:] != (self.dim,):
+            raise ValueError(f"Expected eps with {self.dim} elements along its last axis, as {self!r} has. Got shape {tuple(eps.shape)}.")
         return eps.unsqueeze(-2) if self.single else eps
 
     def _out(self, value: Tensor) -> Tensor:
@@ -232,7 +242,12 @@ class Functional(Target):
 
         Arguments:
             weights: of the layers in eps, each with shape (*S, T, d_l, p_l); a collapsed last layer may be there and is left out.
+
+        Raises:
+            ValueError: weights of fewer layers.
         """
+        if len(weights) < self.num_drawn:
+            raise ValueError(f"Expected weights of {self.num_drawn} layers. Got {len(weights)}.")
         found: list[Tensor] = []
         parts: list[Tensor] = []
         axis = -3
@@ -251,7 +266,9 @@ class Functional(Target):
             found += [level.unsqueeze(-1)] if isinstance(layer, HeavyTailed) else []
         last = self.layers[-1]
         if self.collapse and isinstance(last, HeavyTailed):
-            found.append(torch.zeros_like(found[-1][..., :1]) if found else torch.zeros(self.num_tasks, 1, dtype=self.dtype))
+            found.append(
+                torch.zeros_like(found[-1][..., :1]) if found else torch.zeros(self.num_tasks, 1, dtype=self.dtype, device=self.device)
+            )
         eps = torch.cat(found, dim=-1)
         return eps.squeeze(-2) if self.single else eps
 
@@ -372,10 +389,10 @@ class Functional(Target):
 
         Arguments:
             eps: S draws with shape (S, T, dim), or (S, dim) of one task; all finite.
-            log_weights: of the draws, with shape (S, T) or (S,); equal where not given.
+            log_weights: of the draws, with shape (S, T) or (S,); equal where not given. One of -inf takes a draw out.
 
         Raises:
-            ValueError: another shape, or draws that are not finite.
+            ValueError: another shape, draws that are not finite, or weights that are no numbers or all zero.
         """
         want = (self.dim,) if self.single else (self.num_tasks, self.dim)
         if eps.ndim != len(want) + 1 or tuple(eps.shape[1:]) != want or not len(eps):
@@ -394,7 +411,7 @@ class Functional(Target):
         parts = self.source.architecture, weights, nothing, given, self.likelihood, last, self.dtype
         gained = torch.zeros_like(nothing)
         if log_weights is not None:
-            gained = self._out_of_single(log_weights).to(nothing)
+            gained = self._weighed(log_weights, S).to(nothing)
             gained = gained - log_mean_exp(gained)[0]
         sample = Reservoir.of(self.context, REFERENCE_SIZE, seeded(0, "sample"))
         return Posterior(
@@ -410,7 +427,12 @@ class Functional(Target):
             volume=self._volume,
         )
 
-    def _out_of_single(self, log_weights: Tensor) -> Tensor:
+    def _weighed(self, log_weights: Tensor, S: int) -> Tensor:
+        want = (S,) if self.single else (S, self.num_tasks)
+        if tuple(log_weights.shape) != want:
+            raise ValueError(f"Expected log_weights with shape {want}, one for each draw. Got {tuple(log_weights.shape)}.")
+        if not bool((log_weights < math.inf).all()) or not bool(log_weights.isfinite().any(0).all()):
+            raise ValueError("Expected log_weights below infinity, and some of each task finite. Got NaN, infinity, or -inf of all draws.")
         return log_weights.unsqueeze(-1) if self.single else log_weights
 
     def predict(self, eps: Tensor, x: Any, log_weights: Tensor | None = None) -> Predictive:
@@ -495,7 +517,8 @@ def functional(
         mask: True = observed.
         prior: None for the model's own; a name or a `Prior` for that prior as it starts, not learned ("diagonal" is N(0, 1/p)); or another
             model, or its `prior`, to take that one.
-        likelihood: another one than the model's own, such as `Gaussian(0.05, learn_noise=False)`.
+        likelihood: another one than the model's own, such as `Gaussian(0.05, learn_noise=False)`, with a noise that is given: none is
+            learned here.
         collapse: integrate the last layer out exactly, for Gaussian likelihoods: eps is smaller and its posterior far easier.
         component: which component of a prior that is a mixture; the evidence of the components and their shares give the whole.
         dtype: precision of eps and of everything computed.
@@ -504,7 +527,8 @@ def functional(
         A `Functional` that no longer depends on the model.
 
     Raises:
-        ValueError: shapes that do not fit, a prior of another network, a mixture without a component, or `collapse` without a closed form.
+        ValueError: shapes that do not fit, a prior of another network, a likelihood with parameters to learn, a mixture without a
+            component, or `collapse` without a closed form.
 
     Example:
         >>> F = functional(BNNP(1, 1, hidden=(8,)), [[0.0], [1.0]], [[0.1], [0.2]])
@@ -513,8 +537,10 @@ def functional(
     """
     if not isinstance(model, BNNP):
         raise TypeError(f"Expected model as a bnnp.BNNP. Got {type(model).__name__}.")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"Expected dtype as torch.float64 or torch.float32. Got {dtype}.")
     own = copy.deepcopy(model).to(dtype).requires_grad_(False)
-    bound = own.likelihood if likelihood is None else _bound(likelihood, own, dtype)
+    bound = own.likelihood if likelihood is None or likelihood is model.likelihood else rebound(likelihood, own, dtype)
     layers = _layers(own, prior, bound, component, dtype)
     if collapse and not bound.conjugate:
         raise ValueError(
@@ -536,20 +562,6 @@ def functional(
         own.missing_outputs,
     )
     return Functional(source, layers, context, collapse, single)
-
-
-def _bound(likelihood: Likelihood, model: BNNP, dtype: torch.dtype) -> Likelihood:
-    """Return another likelihood in the model's network units."""
-    if not isinstance(likelihood, Likelihood):
-        raise TypeError(f"Expected likelihood as one of bnnp's, such as bnnp.Gaussian(). Got {type(likelihood).__name__}.")
-    if likelihood.scale_y != model.likelihood.scale_y or likelihood.f_dim(model.y_dim) != model.likelihood.f_dim(model.y_dim):
-        raise ValueError(
-            f"Expected a likelihood of as many network outputs as the model's {type(model.likelihood).__name__}. "
-            f"Got {type(likelihood).__name__}. Build a model with it."
-        )
-    bound = likelihood.bind(model.y_dim).to(model.device, dtype)
-    bound.rescale(model.scaling.y_scale)
-    return bound.to(model.device, dtype).requires_grad_(False)
 
 
 def _layers(

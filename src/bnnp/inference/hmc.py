@@ -81,6 +81,7 @@ def build(
 
 def update(state: State, *, target: Target, settings: Settings, trajectory: float, num_leapfrog: int | None, max_leapfrog: int) -> State:
     """Move every chain along a trajectory, and accept where it ends with probability exp(H - H')."""
+    state = state.forked()
     inverse_mass, step = state.inverse_mass, state.step.log_step.exp()
     # The number of steps is one for all, from the step sizes' geometric mean: it depends on no chain's state, so each chain stays exact.
     mean = num_leapfrog if num_leapfrog is not None else trajectory / float(state.step.log_step.mean().exp())

@@ -74,6 +74,7 @@ def log_proposal(to: Tensor, eps: Tensor, gradient: Tensor, step: Tensor, invers
 
 def update(state: State, *, target: Target, settings: Settings) -> State:
     """Propose a step of Langevin dynamics in every chain, and accept it by Metropolis and Hastings."""
+    state = state.forked()
     eps, step, inverse_mass = state.eps, state.step.log_step.exp(), state.inverse_mass
     wide = step.unsqueeze(-1)
     noise = torch.randn(eps.shape, generator=state.generator, dtype=eps.dtype).to(eps.device)

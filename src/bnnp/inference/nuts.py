@@ -175,6 +175,7 @@ def _leaf(tree: Tree, target: Target, step: Tensor, inverse_mass: Tensor, energy
 
 def update(state: State, *, target: Target, settings: Settings, max_depth: int) -> State:
     """Move every chain to a point of a trajectory that ends where it would turn back."""
+    state = state.forked()
     g, inverse_mass, step = state.generator, state.inverse_mass, state.step.log_step.exp()
     left = right = chosen = state.at
     energy = kinetic(left.momentum, inverse_mass) - left.value

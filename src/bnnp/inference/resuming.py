@@ -31,9 +31,12 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         TypeError: a part of it is neither tensor, number, text, None, generator, nor a tuple, list or dataclass of these.
     """
     if isinstance(value, Tensor | torch.Generator):
-        key, drawn = str(len(tensors)), isinstance(value, torch.Generator)
-        tensors[key] = value.get_state() if isinstance(value, torch.Generator) else value
-        return {"generator" if drawn else "tensor": key}
+        key = str(len(tensors))
+        if isinstance(value, torch.Generator):
+            tensors[key] = value.get_state()
+            return {"generator": key}
+        tensors[key] = value
+        return {"tensor": key} if value.device.type == "cpu" else {"tensor": key, "device": value.device.type}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = type(value)
         fields = {field.name: pack(getattr(value, field.name), tensors) for field in dataclasses.fields(value)}
@@ -54,7 +57,8 @@ def unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(tree, dict):
         return tree
     if "tensor" in tree:
-        return tensors[tree["tensor"]]
+        # Files know of no device: what was on an accelerator goes back there.
+        return tensors[tree["tensor"]].to(tree.get("device", "cpu"))
     if "generator" in tree:
         generator = torch.Generator()
         generator.set_state(tensors[tree["generator"]])

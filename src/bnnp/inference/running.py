@@ -126,6 +126,8 @@ def run(
             raise TypeError(
                 f"Expected a functional for a warm start. Got {type(target).__name__}. Give the engine start=draws of eps instead."
             )
+        if settings.get("start") is not None:
+            raise ValueError("Expected one of warm_start and start. Got both.")
         settings["start"] = network.start(warm_start, max(num_samples, FEWEST_STARTS), seed)
     on = target if network is None else network
     built = build(on, **settings)

@@ -73,8 +73,8 @@ class Target(ABC):
         return value.detach(), gradient
 
     def batch_counts(self, batch: Tensor) -> Tensor:
-        """Return how many of the points of a batch were observed, with shape (T,)."""
-        return torch.full((self.num_tasks,), batch.shape[-1], device=batch.device)
+        """Return how many of the points of a batch were observed, with shape (T,): those with numbers below the task's count."""
+        return (batch < self.counts.to(batch.device).unsqueeze(-1)).sum(-1)
 
     def draw_batch(self, size: int, generator: torch.Generator) -> Tensor:
         """Return numbers of `size` points of each task, drawn without replacement from those observed, with shape (T, size).
