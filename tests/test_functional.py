@@ -13,6 +13,7 @@ from torch import Tensor
 
 import bnnp
 from bnnp.inference import functional
+from bnnp.seeds import seeded
 from bnnp.tails import log_scale
 
 WHOLE = [c for c in COMBINATIONS if c.fraction == 1.0 and not c.options]
