@@ -308,3 +308,25 @@ def test_wrong_draws_and_questions_are_named(tmp_path: Path) -> None:
         collapsed.log_likelihood(torch.zeros(1, collapsed.dim), torch.tensor([0]))
     with pytest.raises(ValueError, match="no closed form"):
         functional(bnnp.BNNP(1, 1, likelihood=bnnp.Bernoulli()), [[0.0]], [[1.0]], collapse=True)
+
+
+@pytest.mark.parametrize("kind", ["per_unit", "shared", "matrix_normal"])
+def test_a_prior_without_width_in_some_directions_has_starts_all_the_same(kind: str) -> None:
+    """Draws in single precision, whose rounding a nearly singular factor would make as large as one likes."""
+    model = bnnp.BNNP(1, 1, hidden=(5, 5), prior=kind)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in model.prior:
+            low = next(p for name, p in layer.named_parameters() if "log" in name)
+            low[..., -3:-1] = -30.0
+            for name, parameter in layer.named_parameters():
+                if "log" not in name:
+                    parameter += 0.3 * torch.randn(parameter.shape, generator=g)
+    x = torch.linspace(-1, 1, 6)[:, None]
+    posterior = model.condition(x, x.square(), num_samples=8)
+    F = functional(model, x, x.square())
+    eps = F.start(posterior, 8)
+    assert float(eps.abs().max()) < 20
+    drawn = posterior.draws(8, seeded(0, "start"))
+    for W, own in zip(F.weights(eps), drawn, strict=True):
+        torch.testing.assert_close(W.unsqueeze(-3), own.double(), rtol=0, atol=3e-5)

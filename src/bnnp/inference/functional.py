@@ -38,6 +38,9 @@ from bnnp.tasks import Context, make_context
 
 __all__ = ["Functional", "Source", "functional"]
 
+ROUNDING = 1e-6
+"""Of weights, as a share of the largest of a unit: what single precision leaves of sums of a hundred."""
+
 PROBES = 5
 """At how many of a task's inputs functions are monitored."""
 
@@ -468,10 +471,21 @@ def _whitened(given: Given, W: Tensor) -> Tensor:
 
 
 def _solved(factor: DenseFactor, resid: Tensor) -> Tensor:
-    """Return L^{-1} resid of each unit, L lower triangular."""
+    """Return L^{-1} resid of each unit, L lower triangular; of all that give resid to rounding the smallest, where L is nearly singular.
+
+    A learned prior may leave some directions no width. There L^{-1} makes rounding errors of weights, which may have come in single
+    precision, as large as one likes, and nothing is known of eps but that it is N(0, 1).
+    """
     if factor.blocks == 1:
-        return solve_lower(factor.L.squeeze(-3), resid.mT).mT
-    return solve_lower(factor.L, resid.unsqueeze(-1)).squeeze(-1)
+        exact = solve_lower(factor.L.squeeze(-3), resid.mT).mT
+    else:
+        exact = solve_lower(factor.L, resid.unsqueeze(-1)).squeeze(-1)
+    L, r = factor.L.double(), resid.double().unsqueeze(-1)
+    width = ROUNDING * torch.maximum(L.abs().amax((-2, -1), keepdim=True), r.abs().amax((-2, -1), keepdim=True))
+    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    small = (L.mT @ cho_solve(quiet_cholesky(L @ L.mT + width.square() * eye), r)).squeeze(-1).to(exact)
+    rough = exact.square().sum(-1, keepdim=True) > 4 * small.square().sum(-1, keepdim=True) + exact.shape[-1]
+    return torch.where(rough, small, exact)
 
 
 def _dense(factor: Factor) -> Tensor:
