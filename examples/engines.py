@@ -19,7 +19,7 @@ from bnnp.plots import save_figure
 
 SEEN, NOISE = 6, 0.1
 SETTINGS: dict[str, Any] = {"nuts": {"warmup": 300, "draws": 300}}
-QUICK: dict[str, Any] = {"nuts": {"num_chains": 2, "warmup": 15, "draws": 15}, "mean_field": {"num_steps": 50}}
+QUICK: dict[str, Any] = {"nuts": {"num_chains": 2, "warmup": 15, "draws": 15}, "mean_field": {"steps": 50}}
 ROWS: list[str | Row] = [
     "amortised",
     Row("amortised, weighted", "amortised", settings={"importance": True, "num_particles": 1024}),

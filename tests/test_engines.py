@@ -25,11 +25,11 @@ SHORT: dict[str, dict[str, Any]] = {
     "sgld": {"num_chains": 2, "climb": 3, "warmup": 3, "steps": 6, "thin": 1},
     "smc": {"num_particles": 8, "num_populations": 2, "num_moves": 1, "num_leapfrog": 2},
     "swag": {"climb": 3, "steps": 6, "every": 2, "rank": 2, "batch_size": 2},
-    "givi": {"num_steps": 4, "num_inducing": 3},
+    "givi": {"steps": 4, "num_inducing": 3},
     "laplace": {"steps": 4},
     "laplace_diagonal": {"steps": 4},
     "laplace_last_layer": {"steps": 4},
-    **{name: {"num_steps": 4, "estimator": "path"} for name in ("mean_field", "per_unit_vi", "per_layer_vi", "full_vi")},
+    **{name: {"steps": 4, "estimator": "path"} for name in ("mean_field", "per_unit_vi", "per_layer_vi", "full_vi")},
 }
 FROM_NOTHING = {"amortised"}  # engines for which there is nothing to start from
 

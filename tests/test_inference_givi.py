@@ -68,13 +68,13 @@ def test_with_the_data_as_pseudo_observations_one_layer_is_exact() -> None:
 
 def test_fewer_inducing_points_than_data_learn_the_posterior_of_one_layer() -> None:
     exact = linear_problem()
-    plan, state, report = fitted(exact.target, num_inducing=4, num_steps=400)
+    plan, state, report = fitted(exact.target, num_inducing=4, steps=400)
     gap = exact.log_evidence - report["elbo"]
     assert bool(((gap > -1e-4) & (gap < 0.05)).all())
     assert bool(((report["log_evidence"] - exact.log_evidence).abs() < 5 * report["log_evidence_se"] + 1e-5).all())
     off = moment_errors(givi.sample(state, 2000, 0, plan=plan).eps, exact.mean, exact.cov, 2000)
     assert max(off) < 4.5 + 0.1 * math.sqrt(2000)
-    one = fitted(exact.target, num_inducing=1, num_steps=400)[2]["elbo"]
+    one = fitted(exact.target, num_inducing=1, steps=400)[2]["elbo"]
     assert bool((exact.log_evidence - one > 0.2).all())  # three weights are more than one point can speak of
 
 
@@ -82,7 +82,7 @@ def test_inducing_inputs_that_are_not_trained_stay_and_cost() -> None:
     exact = linear_problem()
     gaps = []
     for train_inputs in (True, False):
-        plan, state, report = fitted(exact.target, num_inducing=2, num_steps=200, train_inputs=train_inputs)
+        plan, state, report = fitted(exact.target, num_inducing=2, steps=200, train_inputs=train_inputs)
         moved = state.ascent.best[0] - givi.init(0, plan=plan).ascent.parameters[0]
         assert bool((moved.abs().flatten(1).amax(1) > 0.05).all()) == train_inputs
         assert bool((moved == 0).all()) != train_inputs
@@ -192,7 +192,7 @@ def test_the_bound_is_below_the_evidence_and_importance_weights_find_it(collapse
     F, whole = small_network(collapse=collapse), small_network(collapse=True)
     eps = torch.randn(20000, 2, whole.dim, generator=seeded(0, "prior"), dtype=torch.float64)
     evidence, error = log_mean_exp(torch.cat([whole.log_likelihood(few) for few in eps.split(2000)]))
-    _, state, report = fitted(F, num_steps=150, samples_per_step=4, num_inducing=5)
+    _, state, report = fitted(F, steps=150, samples_per_step=4, num_inducing=5)
     assert not bool(state.ascent.skipped.any())
     assert bool((report["elbo"] < evidence + 5 * (report["elbo_se"] + error)).all())
     assert bool((report["elbo"] > evidence - 1.0).all())
@@ -208,7 +208,7 @@ def test_it_learns_under_every_prior(case: Combination, collapse: bool) -> None:
     F = made(case, collapse=collapse)
     if F.dim == 0:
         pytest.skip("nothing is left to infer")
-    engine = build(F, num_steps=30, samples_per_step=4, num_inducing=3, learning_rate=0.1)
+    engine = build(F, steps=30, samples_per_step=4, num_inducing=3, learning_rate=0.1)
     assert isinstance(engine.update, partial)
     plan, first = engine.update.keywords["plan"], engine.init(0)
     state = first
@@ -265,9 +265,9 @@ def test_a_start_is_taken_from_another_posterior() -> None:
     model = bnnp.BNNP(1, 1, hidden=(4, 4), prior="diagonal", activation="tanh", likelihood=bnnp.Gaussian(0.5, learn_noise=False)).double()
     x = randn(2, 7, 1)
     F = functional(model, x, x.sin())
-    warm = run(F, build, warm_start=model.condition(x, x.sin()), num_steps=2)
+    warm = run(F, build, warm_start=model.condition(x, x.sin()), steps=2)
     assert bool(warm.report["elbo"].isfinite().all())
-    good = run(F, build, num_steps=100, samples_per_step=4).draws.eps
+    good = run(F, build, steps=100, samples_per_step=4).draws.eps
     plan, state = planned(F, start=good)
     assert bool((givi.report(state, plan=plan)["elbo"] > givi.report(planned(F, start=3 * randn(1, 2, F.dim))[1], plan=plan)["elbo"]).all())
 
@@ -276,12 +276,12 @@ def test_other_likelihoods_have_pseudo_outputs_too() -> None:
     model = bnnp.BNNP(1, 1, hidden=(4,), prior="per_unit", likelihood=bnnp.Poisson()).double()
     x = randn(2, 8, 1)
     F = functional(model, x, (2 * x.exp()).round())
-    before = fitted(F, num_steps=1, learning_rate=1e-9, final_learning_rate=1e-9)[2]["elbo"]
-    assert bool((fitted(F, num_steps=60, samples_per_step=4)[2]["elbo"] > before + 1.0).all())
+    before = fitted(F, steps=1, learning_rate=1e-9, final_learning_rate=1e-9)[2]["elbo"]
+    assert bool((fitted(F, steps=60, samples_per_step=4)[2]["elbo"] > before + 1.0).all())
 
 
 def test_updates_are_pure_and_repeatable() -> None:
-    engine = ENGINES["givi"](small_network(), num_steps=5)
+    engine = ENGINES["givi"](small_network(), steps=5)
     state = engine.init(3)
     once, again = engine.update(state), engine.update(state)
     for a, b in zip(once.ascent.parameters, again.ascent.parameters, strict=True):
@@ -300,8 +300,8 @@ def test_on_a_network_of_two_layers_it_is_near_where_gaussians_are_far() -> None
     eps = torch.randn(20000, 2, whole.dim, generator=seeded(0, "prior"), dtype=torch.float64)
     evidence, error = log_mean_exp(torch.cat([whole.log_likelihood(few) for few in eps.split(1000)]))
     assert float(error.max()) < 0.2
-    near = fitted(functional(model, x, y), num_steps=800)[2]["elbo"]
-    far = run(functional(model, x, y), gaussian_vi.mean_field, num_steps=800).report["elbo"]
+    near = fitted(functional(model, x, y), steps=800)[2]["elbo"]
+    far = run(functional(model, x, y), gaussian_vi.mean_field, steps=800).report["elbo"]
     assert bool((evidence - near < 2.0).all()), evidence - near
     assert bool((evidence - far > 10.0).all()), evidence - far
 
@@ -311,7 +311,7 @@ def test_on_a_network_of_two_layers_it_is_near_where_gaussians_are_far() -> None
     [
         ({"num_inducing": 0}, "Expected num_inducing as a positive integer"),
         ({"samples_per_step": 0}, "Expected samples_per_step as a positive integer"),
-        ({"num_steps": 0}, "Expected num_steps as a positive integer"),
+        ({"steps": 0}, "Expected steps as a positive integer"),
         ({"start": torch.zeros(3, 2, 5)}, "Expected start as draws with shape"),
     ],
 )

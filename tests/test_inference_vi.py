@@ -19,7 +19,7 @@ from bnnp.inference.gaussian_vi import Plan, State, build
 from bnnp.inference.variational import Ascent, Schedule
 from bnnp.seeds import seeded
 
-EXACT = {"num_steps": 1000, "learning_rate": 0.05, "final_learning_rate": 5e-4}
+EXACT = {"steps": 1000, "learning_rate": 0.05, "final_learning_rate": 5e-4}
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -166,7 +166,7 @@ def test_every_structure_goes_with_every_prior(case: Combination, collapse: bool
     component = 1 if case.kind == "mixture" else None
     F = functional(model, [x for x, _ in tasks], [y for _, y in tasks], component=component, collapse=collapse)
     for structure in gaussian_vi.STRUCTURES if F.dim else ():
-        engine = build(F, structure=structure, num_steps=3, samples_per_step=2)
+        engine = build(F, structure=structure, steps=3, samples_per_step=2)
         state = engine.init(0)
         for _ in range(3):
             state = engine.update(state)
@@ -192,7 +192,7 @@ def test_the_blocks_are_units_and_layers() -> None:
 
 def test_many_tasks_are_a_loop_over_tasks() -> None:
     F = small_network("per_unit")
-    engine = build(F, structure="per_unit", num_steps=4)
+    engine = build(F, structure="per_unit", steps=4)
     assert isinstance(engine.update, partial)
     plan = engine.update.keywords["plan"]
     assert plan.estimator == "path"
@@ -243,7 +243,7 @@ def test_a_start_from_draws_of_the_posterior_is_better_than_a_cold_one() -> None
         start = draws(torch.Size([200]))
     for structure in ("mean_field", "full"):
         cold, warm = (
-            fitted(target, structure=structure, num_steps=1, learning_rate=1e-9, final_learning_rate=1e-9, start=s)[2]["elbo"]
+            fitted(target, structure=structure, steps=1, learning_rate=1e-9, final_learning_rate=1e-9, start=s)[2]["elbo"]
             for s in (None, start)
         )
         assert bool((warm > cold + 1.0).all())
@@ -255,12 +255,12 @@ def test_a_start_is_taken_from_the_amortised_posterior() -> None:
     model = bnnp.BNNP(1, 1, hidden=(4,), prior="diagonal", activation="tanh", likelihood=bnnp.Gaussian(0.3, learn_noise=False)).double()
     x = randn(2, 7, 1)
     posterior = model.condition(x, x.sin())
-    result = run(F, build, warm_start=posterior, num_steps=5)
+    result = run(F, build, warm_start=posterior, steps=5)
     assert bool(result.report["elbo"].isfinite().all())
 
 
 def test_updates_are_pure_and_repeatable() -> None:
-    engine = build(gaussian_target(), structure="full", batch_size=4, num_steps=5)
+    engine = build(gaussian_target(), structure="full", batch_size=4, steps=5)
     state = engine.init(3)
     once, again = engine.update(state), engine.update(state)
     for a, b in zip(once.ascent.parameters, again.ascent.parameters, strict=True):
@@ -281,7 +281,7 @@ def test_updates_are_pure_and_repeatable() -> None:
         ({"estimator": "local", "batch_size": 3}, "a batch of points"),
         ({"blocks": [2, 3]}, "add up to 13"),
         ({"scale": 0.0}, "Expected scale as a positive number"),
-        ({"num_steps": 0}, "Expected num_steps as a positive integer"),
+        ({"steps": 0}, "Expected steps as a positive integer"),
         ({"samples_per_step": 0}, "Expected samples_per_step as a positive integer"),
         ({"learning_rate": -1.0}, "Expected learning_rate as a positive number"),
         ({"averaged": 1.0}, "Expected averaged from 0 to below 1"),

@@ -55,7 +55,7 @@ def build(
     *,
     members: int = 10,
     steps: int = 1500,
-    rate: float = 0.05,
+    learning_rate: float = 0.05,
     batch_size: int | None = None,
     anchored: bool = False,
     start: Tensor | None = None,
@@ -66,7 +66,7 @@ def build(
         target: what to work on; a `Functional` where anchored.
         members: number of networks.
         steps: of Adam.
-        rate: of Adam at first; it falls to zero along a cosine.
+        learning_rate: of Adam at first; it falls to zero along a cosine.
         batch_size: points in a batch; None for all.
         anchored: perturb prior and targets of each member, for Gaussian likelihoods.
         start: draws of eps to start from, with shape (n, T, dim); draws of the prior where not given.
@@ -95,14 +95,14 @@ def build(
     start = check_start(target, start)
     check_count(members, "members")
     check_count(steps, "steps")
-    check_positive(rate, "rate")
+    check_positive(learning_rate, "learning_rate")
     size = check_batch_size(target, batch_size)
     return Engine(
         "ensemble",
         target,
         steps,
         partial(init, target=target, members=members, anchored=anchored, start=start),
-        partial(update, target=target, batch_size=size, steps=steps, rate=rate),
+        partial(update, target=target, batch_size=size, steps=steps, learning_rate=learning_rate),
         partial(sample, target=target),
         partial(report, target=target),
     )
@@ -131,7 +131,7 @@ def _anchored_gradient(target: Functional, eps: Tensor, anchors: Tensor, targets
     return gradient - (eps - anchors)
 
 
-def update(state: State, *, target: Target, batch_size: int | None, steps: int, rate: float) -> State:
+def update(state: State, *, target: Target, batch_size: int | None, steps: int, learning_rate: float) -> State:
     """Make one step of Adam."""
     eps = state.ascent.eps
     if state.anchors is None or state.targets is None:
@@ -139,7 +139,7 @@ def update(state: State, *, target: Target, batch_size: int | None, steps: int, 
     else:
         assert isinstance(target, Functional)
         gradient = _anchored_gradient(target, eps, state.anchors, state.targets)
-    ascent = ascend(state.ascent, gradient, rate * cosine(state.ascent.step, steps))
+    ascent = ascend(state.ascent, gradient, learning_rate * cosine(state.ascent.step, steps))
     return replace(state, ascent=ascent, gradients=state.gradients + len(eps))
 
 

@@ -107,7 +107,7 @@ def build(
     *,
     structure: str = "mean_field",
     blocks: Sequence[int] | None = None,
-    num_steps: int = 2000,
+    steps: int = 2000,
     samples_per_step: int = 8,
     learning_rate: float = 3e-2,
     final_learning_rate: float = 3e-4,
@@ -124,7 +124,7 @@ def build(
         structure: "mean_field", "per_unit", "per_layer" or "full": which elements of eps may be correlated. Where a layer's prior couples
             its units, they are one block.
         blocks: sizes of consecutive blocks that add up to `target.dim`, in the place of a structure.
-        num_steps: steps of Adam.
+        steps: steps of Adam.
         samples_per_step: draws a step.
         learning_rate: of the first step.
         final_learning_rate: of the last; linear between.
@@ -159,12 +159,12 @@ def build(
         raise ValueError(f"Expected a functional with independent weights and all points for estimator='local'. Got {wrong}. Use 'path'.")
     if estimator is None:
         estimator = "local" if not wrong and _is_diagonal(target) else "path"
-    schedule = Schedule(num_steps, learning_rate, final_learning_rate, averaged)
+    schedule = Schedule(steps, learning_rate, final_learning_rate, averaged)
     plan = Plan(target, groups, schedule, samples_per_step, estimator, batch_size, scale, start)
     return Engine(
         structure if blocks is None else "block_vi",
         target,
-        num_steps,
+        steps,
         partial(init, plan=plan),
         partial(update, plan=plan),
         partial(sample, plan=plan),

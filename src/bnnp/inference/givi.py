@@ -84,7 +84,7 @@ def build(
     *,
     num_inducing: int = 10,
     train_inputs: bool = True,
-    num_steps: int = 2000,
+    steps: int = 2000,
     samples_per_step: int = 8,
     learning_rate: float = 5e-2,
     final_learning_rate: float = 5e-4,
@@ -97,7 +97,7 @@ def build(
         target: a `Functional`.
         num_inducing: number M of inducing inputs, which start at inputs of the task that lie apart.
         train_inputs: move them; otherwise they stay there.
-        num_steps: steps of Adam.
+        steps: steps of Adam.
         samples_per_step: draws a step.
         learning_rate: of the first step.
         final_learning_rate: of the last; linear between.
@@ -126,10 +126,10 @@ def build(
         raise ValueError(f"Expected start as draws with shape (n, {target.num_tasks}, {target.dim}). Got {tuple(start.shape)}.")
     network = target.batched
     alike = tuple(not layer.joint and _alike(layer.given().core) for layer in network.layers[: network.num_drawn])
-    schedule = Schedule(num_steps, learning_rate, final_learning_rate, averaged)
+    schedule = Schedule(steps, learning_rate, final_learning_rate, averaged)
     plan = Plan(network, schedule, samples_per_step, num_inducing, train_inputs, alike, start)
-    steps = partial(init, plan=plan), partial(update, plan=plan), partial(sample, plan=plan), partial(report, plan=plan)
-    return Engine("givi", network, num_steps, *steps)
+    functions = partial(init, plan=plan), partial(update, plan=plan), partial(sample, plan=plan), partial(report, plan=plan)
+    return Engine("givi", network, steps, *functions)
 
 
 def _alike(factor: Factor) -> bool:

@@ -85,7 +85,7 @@ def build(
     linearised: bool = True,
     members: int = 4,
     steps: int = 1500,
-    rate: float = 0.05,
+    learning_rate: float = 0.05,
     newton: int = 5,
     start: Tensor | None = None,
 ) -> Engine:
@@ -97,7 +97,7 @@ def build(
         linearised: predict through the network's expansion at the mode, as the Gaussian is meant; else through the network.
         members: how often to climb; the best mode is taken.
         steps: of Adam.
-        rate: of Adam at first; it falls to zero along a cosine.
+        learning_rate: of Adam at first; it falls to zero along a cosine.
         newton: steps of Gauss and Newton from there, where the structure is full.
         start: draws of eps to start from, with shape (n, T, dim); draws of the prior where not given.
 
@@ -123,7 +123,7 @@ def build(
     if newton != 0:
         check_count(newton, "newton")
     check_count(steps, "steps")
-    check_positive(rate, "rate")
+    check_positive(learning_rate, "learning_rate")
     polish = newton if structure == "full" else 0
     start = check_start(target, start)
     first = target.dim - _size(target.layers[-1]) if structure == "last_layer" else 0
@@ -132,7 +132,7 @@ def build(
         target,
         steps + 1 + polish,
         partial(init, target=target, members=check_count(members, "members"), start=start),
-        partial(update, target=target, structure=structure, first=first, steps=steps, rate=rate),
+        partial(update, target=target, structure=structure, first=first, steps=steps, learning_rate=learning_rate),
         sample,
         partial(report, target=target),
         partial(_through, target=target) if linearised else None,
@@ -160,12 +160,12 @@ def init(seed: int, *, target: Functional, members: int, start: Tensor | None) -
     return State(begin(target, members, start, generator), None, None, None, 0, generator)
 
 
-def update(state: State, *, target: Functional, structure: str, first: int, steps: int, rate: float) -> State:
+def update(state: State, *, target: Functional, structure: str, first: int, steps: int, learning_rate: float) -> State:
     """Make one step of Adam; behind the last one take the best mode and its curvature; then one step of Gauss and Newton."""
     eps = state.ascent.eps
     if state.ascent.step < steps:
         gradient = gradient_at(target, eps, None, state.generator)
-        ascent = ascend(state.ascent, gradient, rate * cosine(state.ascent.step, steps))
+        ascent = ascend(state.ascent, gradient, learning_rate * cosine(state.ascent.step, steps))
         return replace(state, ascent=ascent, gradients=state.gradients + len(eps))
     spent = target.source.likelihood.f_dim(target.source.y_dim)
     if state.mode is None:

@@ -32,7 +32,7 @@ class Schedule:
     """Hold the learning rates of so many steps, falling on a line, and the share of the last steps whose parameters are averaged.
 
     Arguments:
-        num_steps: how many steps there are.
+        steps: how many steps there are.
         learning_rate: of the first step.
         final_learning_rate: of the last.
         averaged: share of the steps, the last ones, over which parameters are averaged; 0 takes the last parameters.
@@ -41,14 +41,14 @@ class Schedule:
         ValueError: a number out of range.
     """
 
-    num_steps: int
+    steps: int
     learning_rate: float
     final_learning_rate: float
     averaged: float = 0.2
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_count(self.num_steps, "num_steps")
+        check_count(self.steps, "steps")
         for name in ("learning_rate", "final_learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -58,12 +58,12 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        done = min(step / max(self.num_steps - 1, 1), 1.0)
+        done = min(step / max(self.steps - 1, 1), 1.0)
         return self.learning_rate + done * (self.final_learning_rate - self.learning_rate)
 
     def averages(self, step: int) -> bool:
         """Tell whether the parameters after a step, counted from 0, count in the average."""
-        return step >= self.num_steps - round(self.averaged * self.num_steps)
+        return step >= self.steps - round(self.averaged * self.steps)
 
 
 @dataclass(frozen=True, eq=False)
