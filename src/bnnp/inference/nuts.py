@@ -8,7 +8,8 @@ as the longest trajectory of any chain of any task; `State.gradients` counts wha
 differ much, `bnnp.inference.hmc`, whose lanes never wait, gives more draws per second.
 
 Why not Pyro's, which a test finds to agree: it moves one chain of one task at a time. On 16 tasks of a network with one hidden layer of 6,
-in one run on one thread, an effective draw took it about 40 times the processor time of this one, and 100 times that of HMC.
+in one run on one thread, an effective draw took it 22 times the processor time of this one, and 95 times that of HMC; see
+benchmarks/engines.py.
 
 References:
     The No-U-Turn sampler: adaptively setting path lengths in Hamiltonian Monte Carlo (Hoffman and Gelman, 2014).
