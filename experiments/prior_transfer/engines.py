@@ -58,8 +58,11 @@ class Answering:
         return process.condition(xc, yc, mask=mask)
 
     def amortised(self, xc: Tensor, yc: Tensor, mask: Tensor | None, num_samples: int, seed: int) -> Any:
-        """Return the posterior of one pass, its particles reweighted by their importance if the row says so."""
+        """Return the posterior of one pass, its particles reweighted by their importance or its last layer drawn, if the row says so."""
         posterior = self.model.condition(xc, yc, mask=mask, num_samples=num_samples, seed=seed)
+        if self.row.get("drawn", False):  # what engines over all layers are held against: exact given the hidden layers, and as many draws
+            target = self.functional(xc, yc, mask, False)
+            return target.posterior(target.start(posterior, num_samples, seed))
         if not self.row.get("reweight", False):
             return posterior
         told = posterior.diagnose()

@@ -23,7 +23,7 @@ from bnnp.importance import log_mean_exp
 from bnnp.inference.rebound import rebound
 from bnnp.inference.target import Target
 from bnnp.likelihoods import Likelihood, noise_factor
-from bnnp.linalg import cho_solve, cholesky, log_det, quiet_cholesky, solve_lower
+from bnnp.linalg import cho_solve, cholesky, eigh, log_det, quiet_cholesky, solve_lower
 from bnnp.networks import BNNP
 from bnnp.particles import Architecture, Particles, own_noise
 from bnnp.posterior import Posterior
@@ -480,12 +480,19 @@ def _solved(factor: DenseFactor, resid: Tensor) -> Tensor:
         exact = solve_lower(factor.L.squeeze(-3), resid.mT).mT
     else:
         exact = solve_lower(factor.L, resid.unsqueeze(-1)).squeeze(-1)
-    L, r = factor.L.double(), resid.double().unsqueeze(-1)
-    width = ROUNDING * torch.maximum(L.abs().amax((-2, -1), keepdim=True), r.abs().amax((-2, -1), keepdim=True))
-    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    small = (L.mT @ cho_solve(quiet_cholesky(L @ L.mT + width.square() * eye), r)).squeeze(-1).to(exact)
+    # L^T (L L^T + width^2 I)^{-1} resid, with a width for each resid: one decomposition of L serves all.
+    L, r = factor.L.double(), resid.double()
+    width = ROUNDING * torch.maximum(L.abs().amax((-2, -1)).unsqueeze(-1), r.abs().amax(-1, keepdim=True))
+    values, vectors = eigh(L @ L.mT)
+    along = _by_unit(r, vectors) / (values.clamp(min=0.0) + width.square())
+    small = _by_unit(along, vectors.mT @ L).to(exact)
     rough = exact.square().sum(-1, keepdim=True) > 4 * small.square().sum(-1, keepdim=True) + exact.shape[-1]
     return torch.where(rough, small, exact)
+
+
+def _by_unit(v: Tensor, M: Tensor) -> Tensor:
+    """Return v_u^T M_u with shape (..., d, k) for v (..., d, p) and M (U, p, k), U = d or 1."""
+    return v @ M.squeeze(-3) if M.shape[-3] == 1 else torch.einsum("...up,upk->...uk", v, M)
 
 
 def _dense(factor: Factor) -> Tensor:
