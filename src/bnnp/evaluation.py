@@ -355,8 +355,8 @@ def evaluate(
     Raises:
         ValueError: the tasks are empty, disagree in shape or hold values that are not finite.
     """
-    pairs = [_plain_task(task) for task in tasks]
-    splits = _check_tasks(pairs, context_fraction, seed)
+    pairs = [plain_task(task) for task in tasks]
+    splits = check_tasks(pairs, context_fraction, seed)
     if batch_size < 1:
         raise ValueError(f"Expected batch_size >= 1. Got {batch_size}.")
     parts: list[dict[str, Tensor]] = []
@@ -378,7 +378,8 @@ def evaluate(
     return Evaluation(per_task, summary, torch.cat(pits))
 
 
-def _plain_task(task: Sequence[ArrayLike] | Task) -> Sequence[ArrayLike]:
+def plain_task(task: Sequence[ArrayLike] | Task) -> Sequence[ArrayLike]:
+    """Return a task as its arrays: inputs, outputs, and which of them were seen where some were not."""
     if not isinstance(task, Task):
         return task
     return (task.x, task.y) if task.seen is None else (task.x, task.y, task.seen)
@@ -414,7 +415,8 @@ def _score_batch(predictive: PredictiveLike, yt: Tensor, mask: Tensor, seed: int
     return scores, [u[t][keep[t]] for t in range(len(u))]
 
 
-def _check_tasks(tasks: Sequence[Sequence[ArrayLike]], context_fraction: float | tuple[float, float] | None, seed: int) -> list[_Masked]:
+def check_tasks(tasks: Sequence[Sequence[ArrayLike]], context_fraction: float | tuple[float, float] | None, seed: int) -> list[_Masked]:
+    """Return checked tasks cut into context and targets, each half with its mask; arguments as of `evaluate`."""
     if len(tasks) == 0:
         raise ValueError("Expected at least one task. Got an empty list.")
     lengths = {len(task) for task in tasks}

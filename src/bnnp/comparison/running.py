@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bnnp.checkpoint import model_header, write_atomically
 from bnnp.comparison.results import Comparison, Result
-from bnnp.evaluation import _check_tasks, _plain_task, evaluate
+from bnnp.evaluation import check_tasks, evaluate, plain_task
 from bnnp.importance import log_mean_exp, psis
 from bnnp.inference import ENGINES, functional, run
 from bnnp.inference.engine import Build
@@ -145,7 +145,7 @@ def compare(
     if unknown:
         raise ValueError(f"Expected settings of engines that run. Got those of {unknown}.")
     check_count(num_samples, "num_samples")
-    splits = _check_tasks([_plain_task(task) for task in tasks], context_fraction, seed)
+    splits = check_tasks([plain_task(task) for task in tasks], context_fraction, seed)
     study = _Study(model, splits, prior, likelihood, collapse, num_samples, seed, dict(settings or {}), warm_start, shown, progress)
     found = [study.row(row, None if folder is None else Path(folder)) for row in rows]
     return Comparison(found, names[0] if reference is None else reference, len(splits))

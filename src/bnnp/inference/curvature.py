@@ -77,7 +77,7 @@ def sensitivities(target: Functional, eps: Tensor) -> Tensor:
     """
     if not target.collapse:
         return _over_noise(target, target.weights(eps))
-    given, (A, sites), weights = target._problem(eps)
+    given, (A, sites), weights = target.problem(eps)
     J = _over_noise(target, (*weights, given.weights(condition(given.core, A, sites).mean)))
     hidden, own = J[..., : target.dim], J[..., target.dim :]
     eye = torch.eye(J.shape[-2], dtype=J.dtype, device=J.device)

@@ -307,7 +307,7 @@ class Functional(Target):
                 raise ValueError(
                     "Expected all points at once. Got a batch: with collapse=True points depend on each other. Use collapse=False."
                 )
-            return self._out(self._log_evidence(*self._problem(eps)[:2]) - self._volume)
+            return self._out(self._log_evidence(*self.problem(eps)[:2]) - self._volume)
         points, volume = self._scaled, self._volume
         if batch is not None:
             points = self._picked(self._scaled, batch)
@@ -332,7 +332,7 @@ class Functional(Target):
         batch = key.argsort(-1)[:, : check_count(size, "size")]
         return batch.squeeze(0) if self.single else batch
 
-    def _problem(self, eps: Tensor) -> tuple[Given, tuple[Tensor, Sites], tuple[Tensor, ...]]:
+    def problem(self, eps: Tensor) -> tuple[Given, tuple[Tensor, Sites], tuple[Tensor, ...]]:
         """Return the last layer's prior and problem given the layers before it, and their weights."""
         assert self._noise is not None
         weights, given = self._drawn(eps)
@@ -369,7 +369,7 @@ class Functional(Target):
         eps = self._in(eps)
         weights, given = self._drawn(eps)
         if self.collapse:
-            given, (A, sites), _ = self._problem(eps)
+            given, (A, sites), _ = self.problem(eps)
             last = condition(given.core, A, sites)
             H = self.source.architecture.hidden(self._probes, weights)
             at = self.source.architecture.layer_input(H.expand(*eps.shape[:-1], *H.shape[-2:]), len(weights))
@@ -403,7 +403,7 @@ class Functional(Target):
         S, T = eps.shape[:2]
         nothing = torch.full((S, T), math.nan, dtype=self.dtype, device=self.device)
         if self.collapse:
-            given, (A, sites), weights = self._problem(eps)
+            given, (A, sites), weights = self.problem(eps)
             last, log_lik = condition(given.core, A, sites), None
         else:
             weights, given = self._drawn(eps)

@@ -69,7 +69,7 @@ class Inference:
         name: of the engine.
         draws: of eps.
         report: how far they can be trusted: name -> numbers with shape (T,).
-        seconds: of all tasks together, from building to the last draw.
+        seconds: of all tasks together, from building to the report.
         gradients: gradients of the log-joint that were computed for each task.
         posterior: of the draws, where the target is a network; None for other targets.
     """
