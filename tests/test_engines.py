@@ -131,4 +131,12 @@ def test_names_and_settings_that_are_not_there() -> None:
         run(target(), "gibbs")
     with pytest.raises(TypeError, match="Expected an engine as a name"):
         run(target(), 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Expected settings of the engine among num_chains, .* Got chains"):
+        run(target(), "nuts", chains=3)
+    with pytest.raises(ValueError, match="Got no model, which has no default"):
+        run(target(), "amortised")
+    with pytest.raises(TypeError, match="Expected warm_start as a posterior"):
+        run(target(), "hmc", warm_start=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="Expected collapse as True or False"):
+        target(collapse="yes")
     assert len({fingerprint(target(), find(name), 0, {}) for name in ENGINES}) == len(ENGINES)

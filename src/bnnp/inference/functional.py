@@ -549,6 +549,8 @@ def functional(
     own = copy.deepcopy(model).to(dtype).requires_grad_(False)
     bound = own.likelihood if likelihood is None or likelihood is model.likelihood else rebound(likelihood, own, dtype)
     layers = _layers(own, prior, bound, component, dtype)
+    if not isinstance(collapse, bool):
+        raise TypeError(f"Expected collapse as True or False. Got {collapse!r}.")
     if collapse and not bound.conjugate:
         raise ValueError(
             f"Expected a Gaussian likelihood for collapse=True. Got {type(bound).__name__}, with which the last layer has no closed form. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from dataclasses import dataclass
@@ -82,6 +83,19 @@ class Inference:
     posterior: Posterior | None
 
 
+def check_settings(build: Build, settings: dict[str, Any]) -> None:
+    """Raise ValueError where an engine has no such setting, or lacks one that it needs."""
+    parameters = inspect.signature(build).parameters.values()
+    own = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "start"}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters) or not own:
+        return  # what takes anything checks for itself
+    unknown = sorted(set(settings) - {*own, "start"})
+    lacking = [name for name, p in own.items() if p.default is p.empty and name not in settings]
+    if unknown or lacking:
+        what = f"Got {', '.join(unknown)}" if unknown else f"Got no {', '.join(lacking)}, which has no default"
+        raise ValueError(f"Expected settings of the engine among {', '.join(own)}. {what}.")
+
+
 def run(
     target: Target,
     engine: str | Build = "nuts",
@@ -119,9 +133,12 @@ def run(
     """
     check_count(num_samples, "num_samples")
     build = find(engine)
+    check_settings(build, settings)
     begun = time.perf_counter()
     network = target.batched if isinstance(target, Functional) else None
     if warm_start is not None:
+        if not isinstance(warm_start, Posterior):
+            raise TypeError(f"Expected warm_start as a posterior, such as model.condition gives. Got {type(warm_start).__name__}.")
         if network is None:
             raise TypeError(
                 f"Expected a functional for a warm start. Got {type(target).__name__}. Give the engine start=draws of eps instead."
