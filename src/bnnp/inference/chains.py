@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnnp.inference.adaptation import DualAveraging, Moments, Point, first_step, gain, kinetic, leapfrog, momentum, schedule, value_and_grad
-from bnnp.inference.diagnostics import FEWEST, ess_bulk, ess_tail, rhat
+from bnnp.inference.diagnostics import mixing
 from bnnp.inference.engine import Draws, picked
 from bnnp.inference.target import Target
 from bnnp.seeds import check_count, seeded
@@ -269,22 +269,9 @@ def report(state: State) -> dict[str, Tensor]:
 
     R-hat and effective sample sizes are the worst over what the target monitors and the log-joint; NaN after fewer than four draws.
     """
-    n = len(state.traces)
-    found = {
-        "acceptance": state.accepted / max(n, 1),
+    return {
+        **mixing(state.traces, state.accepted),
+        "acceptance": state.accepted / max(len(state.traces), 1),
         "divergences": state.divergences.to(state.value),
         "step_size": state.step.log_step.exp(),
-    }
-    if n < FEWEST:
-        return {**dict.fromkeys(("rhat", "ess_bulk", "ess_tail"), torch.full_like(state.accepted, torch.nan)), **found}
-    traces = torch.stack(state.traces)
-    # What never changes, such as the output at an input where it is known, says nothing.
-    flat = traces.flatten(0, 1)
-    still = (flat == flat[0]).all(0)
-    still = still & ~still.all(-1, keepdim=True)
-    return {
-        "rhat": rhat(traces).masked_fill(still, -torch.inf).amax(-1),
-        "ess_bulk": ess_bulk(traces).masked_fill(still, torch.inf).amin(-1),
-        "ess_tail": ess_tail(traces).masked_fill(still, torch.inf).amin(-1),
-        **found,
     }

@@ -13,14 +13,35 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["ess_bulk", "ess_mean", "ess_tail", "mcse_mean", "rhat"]
+__all__ = ["ess_bulk", "ess_mean", "ess_tail", "mcse_mean", "mixing", "rhat"]
 
 FEWEST = 4
 TAILS = (0.05, 0.95)
+
+
+def mixing(traces: Sequence[Tensor], like: Tensor) -> dict[str, Tensor]:
+    """Return "rhat", "ess_bulk" and "ess_tail" of each task, the worst over the quantities watched; NaN after fewer than four draws.
+
+    Arguments:
+        traces: what was watched at each draw, with shape (C, T, q).
+        like: a tensor (T,) to take precision and device from.
+    """
+    if len(traces) < FEWEST:
+        return dict.fromkeys(("rhat", "ess_bulk", "ess_tail"), torch.full_like(like, torch.nan))
+    draws = torch.stack(list(traces))
+    # What never changes, such as the output at an input where it is known, says nothing.
+    still = (draws == draws[:1, :1]).all(0).all(0)
+    still = still & ~still.all(-1, keepdim=True)
+    return {
+        "rhat": rhat(draws).masked_fill(still, -torch.inf).amax(-1),
+        "ess_bulk": ess_bulk(draws).masked_fill(still, torch.inf).amin(-1),
+        "ess_tail": ess_tail(draws).masked_fill(still, torch.inf).amin(-1),
+    }
 
 
 def rhat(draws: Tensor) -> Tensor:

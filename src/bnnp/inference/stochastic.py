@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bnnp.inference.ascent import Ascent, ascend, begin, check_batch_size, cosine, gradient_at, stiffness
-from bnnp.inference.diagnostics import FEWEST, ess_bulk, ess_tail, rhat
+from bnnp.inference.diagnostics import mixing
 from bnnp.inference.engine import Draws, picked
 from bnnp.inference.target import Target
 from bnnp.likelihoods.base import check_positive
@@ -183,17 +183,6 @@ def summary(target: Target, chains: Chains) -> dict[str, Tensor]:
     Above 1, steps too large or batches too small have heated the chain; far from 1 on either side, it has not mixed. "divergences" counts
     what left the range of numbers.
     """
-    found = {"temperature": chains.heat / max(len(chains.kept), 1), "divergences": chains.lost}
-    if len(chains.kept) < FEWEST:
-        return {**dict.fromkeys(("rhat", "ess_bulk", "ess_tail"), torch.full_like(chains.heat, torch.nan)), **found}
     with torch.no_grad():
-        traces = torch.stack([target.monitor(eps) for eps in chains.kept])
-    # What never changes, such as the output at an input where it is known, says nothing.
-    still = (traces == traces[:1, :1]).all(0).all(0)
-    still = still & ~still.all(-1, keepdim=True)
-    return {
-        "rhat": rhat(traces).masked_fill(still, -torch.inf).amax(-1),
-        "ess_bulk": ess_bulk(traces).masked_fill(still, torch.inf).amin(-1),
-        "ess_tail": ess_tail(traces).masked_fill(still, torch.inf).amin(-1),
-        **found,
-    }
+        watched = mixing([target.monitor(eps) for eps in chains.kept], chains.heat)
+    return {**watched, "temperature": chains.heat / max(len(chains.kept), 1), "divergences": chains.lost}
